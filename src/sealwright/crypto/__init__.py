@@ -1,0 +1,1 @@
+"""Thin layers over pyca/cryptography: canonical JSON, DSSE, HPKE contexts, streaming AEAD."""
