@@ -1,1 +1,1 @@
-"""Thin layers over pyca/cryptography: canonical JSON, DSSE, HPKE contexts, streaming AEAD."""
+"""Thin layers over pyca/cryptography: canonical JSON and documents, DSSE, HPKE contexts, streaming AEAD."""

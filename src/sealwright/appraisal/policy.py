@@ -1,0 +1,87 @@
+"""Key policies and trust files: typed, versioned, expiring. Spec: docs/spec/appraisal.md."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from sealwright.appraisal.config import ConfigRules
+from sealwright.appraisal.platform import Platforms
+from sealwright.appraisal.yaml import load_yaml
+from sealwright.crypto.document import Bytes32, Digest, Document, Name, Time, validated
+from sealwright.errors import CollateralError, SettingsError
+
+DEMO_LIFE = timedelta(hours=24)
+LONGEST_LEASE_S = 24 * 3600
+
+
+class _Rules(Document):
+    """What policies and trust files share."""
+
+    version: Annotated[int, Field(ge=1, lt=1 << 31)]
+    profile: Literal["demo", "production"] = "production"
+    require_hardware: bool = True
+    created: Time
+    expires: Time
+    platforms: Platforms
+    config: ConfigRules
+
+    @model_validator(mode="after")
+    def _dates(self) -> Self:
+        if self.expires <= self.created:
+            raise ValueError("it expires before it is created")
+        if self.profile == "demo" and self.expires - self.created > DEMO_LIFE:
+            raise ValueError("a demo profile lives at most 24 hours")
+        if self.profile == "production" and not self.require_hardware:
+            raise ValueError("a production profile requires hardware")
+        return self
+
+    def check_time(self, at: datetime) -> None:
+        """Prove that it is in force at `at`.
+
+        Raises:
+            CollateralError: `policy-not-yet`, `policy-expired`.
+        """
+        if at < self.created - timedelta(minutes=5):
+            raise CollateralError(
+                "it is dated in the future; check this machine's clock", code="policy-not-yet", stage="policy"
+            )
+        if at >= self.expires:
+            raise CollateralError(
+                "it has expired; get or write a new one", code="policy-expired", stage="policy"
+            )
+
+
+class KeyPolicy(_Rules):
+    """Who gets a key. `digest()` is the policy digest that decisions and releases name."""
+
+    format: Literal["sealwright-policy/v1"] = "sealwright-policy/v1"
+    lease_s: Annotated[int, Field(ge=2, le=LONGEST_LEASE_S)] = 600
+
+    @classmethod
+    def load(cls, raw: bytes) -> Self:
+        """Return the policy in YAML `raw`. Raises SettingsError."""
+        return validated(cls, load_yaml(raw), SettingsError)
+
+
+class TrustFile(_Rules):
+    """What a client or auditor trusts."""
+
+    format: Literal["sealwright-trust/v1"] = "sealwright-trust/v1"
+    tenant: Name
+    suites: Annotated[list[Literal["default", "classical"]], Field(min_length=1, max_length=4)] = Field(
+        default_factory=lambda: ["default"]
+    )
+    brokers: Annotated[list[Bytes32], Field(min_length=1, max_length=16)]
+    manifests: Annotated[list[Digest], Field(max_length=256)] = Field(
+        default_factory=list
+    )  # empty: whatever the lease names
+    log_policy: Annotated[str, Field(min_length=1, max_length=16 * 1024)]  # tlog-policy text
+    longest_lease_s: Annotated[int, Field(ge=1, le=LONGEST_LEASE_S)] = 3600
+
+    @classmethod
+    def load(cls, raw: bytes) -> Self:
+        """Return the trust file in YAML `raw`. Raises SettingsError."""
+        return validated(cls, load_yaml(raw), SettingsError)

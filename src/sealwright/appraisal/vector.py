@@ -1,0 +1,39 @@
+"""AR4SI trustworthiness vectors (draft-ietf-rats-ar4si). A result is never better than its worst claim."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+CLAIMS = (
+    "instance-identity",
+    "configuration",
+    "executables",
+    "file-system",
+    "hardware",
+    "runtime-opaque",
+    "storage-opaque",
+    "sourced-data",
+)
+NONE, AFFIRMING, WARNING, CONTRAINDICATED = "none", "affirming", "warning", "contraindicated"
+
+
+def tier(value: int) -> str:
+    """Return the tier of one claim's value (-128..127)."""
+    if not -128 <= value <= 127:
+        raise ValueError("a claim is an int8")
+    if -1 <= value <= 1:
+        return NONE
+    if 2 <= value <= 31 or -32 <= value <= -2:
+        return AFFIRMING
+    if 32 <= value <= 95 or -96 <= value <= -33:
+        return WARNING
+    return CONTRAINDICATED
+
+
+def status(vector: Mapping[str, int]) -> str:
+    """Return the tier of the worst claim in `vector`; `none` when it is empty."""
+    tiers = [tier(value) for value in vector.values()]
+    for worst in (CONTRAINDICATED, WARNING, AFFIRMING):
+        if worst in tiers:
+            return worst
+    return NONE
