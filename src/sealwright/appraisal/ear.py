@@ -69,7 +69,7 @@ def issue_ear(
         "exp": int((at + LIFE).timestamp()),
         "eat_nonce": b64url(nonce),
         "ear_status": appraisal.status,
-        "ear_verifier_id": {"developer": "https://github.com/sealwright/sealwright", "build": build},
+        "ear_verifier_id": {"developer": "sealwright", "build": build},
         "submods": {"cpu0": submodule},
     }
     return jwt.encode({"alg": "ES256", "typ": "eat-claims+jwt"}, claims, key, algorithms=["ES256"])
