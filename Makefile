@@ -1,0 +1,56 @@
+# Each target sets up what it needs: make, git and Python 3.11 to 3.14 are enough.
+# `make PYTHON=python3.12 test` chooses the interpreter.
+PYTHON ?= python3
+BIN := .venv/bin
+UV ?= uv
+export PYTHONDONTWRITEBYTECODE := 1
+export SEALWRIGHT_OPENAI2_PYTHON := $(CURDIR)/.venv-openai2/bin/python
+
+.PHONY: help demo test check bench docs lock clean
+.NOTPARALLEL:
+
+help:
+	@echo "make demo    tell the whole story on this machine, on a real language model"
+	@echo "make test    run the tests"
+	@echo "make check   lint, types, layers, lock files, docs, README, and the bare wheel alone"
+	@echo "make bench   measure against our peers; results in bench/results/"
+	@echo "make docs    build the documentation into site/"
+	@echo "make lock    resolve the dependencies again (needs uv)"
+	@echo "make clean   remove everything these targets made"
+
+demo:
+	@$(PYTHON) scripts/setup.py .venv demo model
+	@$(BIN)/sealwright demo
+
+test:
+	@$(PYTHON) scripts/setup.py .venv test model
+	@$(PYTHON) scripts/setup.py .venv-openai2 openai2
+	$(BIN)/pytest -n 2 --dist loadfile
+
+check:
+	@$(PYTHON) scripts/setup.py .venv test model
+	@$(PYTHON) scripts/setup.py .venv check
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/lock.py --check
+	$(BIN)/python scripts/readme.py --check
+	$(BIN)/mkdocs --quiet build --strict --site-dir build/site
+	$(BIN)/python scripts/bare_wheel.py
+
+bench:
+	@$(PYTHON) scripts/setup.py .venv test model
+	$(BIN)/python bench/run.py
+
+docs:
+	@$(PYTHON) scripts/setup.py .venv check
+	$(BIN)/mkdocs build --strict
+
+lock:
+	@$(PYTHON) scripts/setup.py .venv check
+	UV=$(UV) $(BIN)/python scripts/lock.py
+
+clean:
+	rm -rf .venv .venv-openai2 build dist site .demo .cache
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
