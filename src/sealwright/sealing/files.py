@@ -1,0 +1,147 @@
+"""Files read and written at offsets, from several threads, and replaced only when whole."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from sealwright.errors import UnavailableError, VerificationError
+
+# Not every system has these: no waiting for a FIFO's writer, no text translation.
+_READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+
+
+class FileReader:
+    """A regular file, opened once: what happens to its name later does not matter."""
+
+    def __init__(self, path: Path) -> None:
+        """Open `path`.
+
+        Raises:
+            UnavailableError: it cannot be opened, or is not a regular file.
+        """
+        with io_errors("input-unreadable", f"cannot read {path.name}"):
+            self.fd = os.open(path, _READ)
+        self._lock = threading.Lock()
+        self._status = os.fstat(self.fd)
+        if not stat.S_ISREG(self._status.st_mode):
+            self.close()
+            raise UnavailableError(f"{path.name} is not a regular file", code="input-unreadable")
+
+    @property
+    def size(self) -> int:
+        """Length in bytes when it was opened."""
+        return self._status.st_size
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """Fill `out` from `offset`.
+
+        Raises:
+            VerificationError: the file has become shorter.
+            UnavailableError: it cannot be read.
+        """
+        done = 0
+        while done < len(out):
+            with io_errors("input-unreadable", "reading failed"):
+                count = read_at(self.fd, offset + done, out[done:], self._lock)
+            if not count:
+                raise VerificationError(
+                    "the file was cut while it was read", code="truncated", stage="segments"
+                )
+            done += count
+
+    def changed(self) -> bool:
+        """Return whether the file was written to since it was opened (a hint: its clock is the host's)."""
+        now = os.fstat(self.fd)
+        return (now.st_size, now.st_mtime_ns) != (self._status.st_size, self._status.st_mtime_ns)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self.fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class NewFile:
+    """A file that appears under its name on `commit`, whole, or not at all. A `Sink`."""
+
+    def __init__(self, path: Path, *, mode: int) -> None:
+        """Args: mode: permission bits, lessened by the umask."""
+        self._path = path
+        self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+        self._lock = threading.Lock()
+        with io_errors("output-failed", f"cannot write beside {path.name}"):
+            self._fd = os.open(self._temporary, _CREATE, mode)
+        self._open = True
+
+    def start(self, length: int) -> None:
+        """Take the file's length in bytes."""
+        with io_errors("output-failed", "cannot make room"):
+            os.ftruncate(self._fd, length)
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write `data` at `offset`."""
+        with io_errors("output-failed", "writing failed"):
+            write_all(self._fd, offset, data, self._lock)
+
+    def commit(self) -> None:
+        """Give the file its name, in place of what had it before."""
+        self._close()
+        with io_errors("output-failed", f"cannot name {self._path.name}"):
+            os.replace(self._temporary, self._path)
+
+    def abort(self) -> None:
+        """Remove the file."""
+        self._close()
+        self._temporary.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        if self._open:
+            self._open = False
+            os.close(self._fd)
+
+
+def read_at(fd: int, offset: int, out: memoryview, lock: threading.Lock) -> int:
+    """Read at most `len(out)` bytes at `offset`; return how many. `lock` serves systems without preadv."""
+    if hasattr(os, "preadv"):
+        return os.preadv(fd, [out], offset)
+    with lock:
+        os.lseek(fd, offset, os.SEEK_SET)
+        data = os.read(fd, len(out))
+    out[: len(data)] = data
+    return len(data)
+
+
+def write_all(fd: int, offset: int, data: memoryview, lock: threading.Lock) -> None:
+    """Write all of `data` at `offset`. `lock` serves systems without pwrite."""
+    while data:
+        if hasattr(os, "pwrite"):
+            count = os.pwrite(fd, data, offset)
+        else:
+            with lock:
+                os.lseek(fd, offset, os.SEEK_SET)
+                count = os.write(fd, data)
+        data, offset = data[count:], offset + count
+
+
+@contextmanager
+def io_errors(code: str, message: str) -> Iterator[None]:
+    """Turn an OSError into an UnavailableError that names the system's reason, not the path."""
+    try:
+        yield
+    except OSError as exc:
+        raise UnavailableError(f"{message}: {exc.strerror or type(exc).__name__}", code=code) from exc
