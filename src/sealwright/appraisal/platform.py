@@ -101,7 +101,7 @@ def appraise_software(
 def _refusals(
     verified: VerifiedSoftware, rules: SoftwareRules | None, require_hardware: bool, demo: bool
 ) -> Sequence[AppraisalFailure]:
-    found: list[AppraisalFailure] = Field(default_factory=list)
+    found: list[AppraisalFailure] = []
 
     def refuse(code: str, text: str) -> None:
         found.append(AppraisalFailure(text, code=code))
