@@ -11,7 +11,7 @@ from typing import Literal, Self
 from sealwright.crypto.document import Bytes, Bytes32, Digest, Document, Id16, Name, Record
 from sealwright.crypto.encoding import digest
 from sealwright.errors import VerificationError
-from sealwright.tlog.merkle import merkle_root
+from sealwright.tlog.merkle import leaf_hash, tree_root
 
 MAX_FIELDS = 64
 
@@ -84,7 +84,7 @@ def commitment_root(leaves: tuple[Leaf, ...]) -> bytes:
         raise VerificationError(
             "field names repeat or are out of order", code="field-order", stage="commitment"
         )
-    return merkle_root([leaf.leaf for leaf in leaves])
+    return tree_root([leaf_hash(leaf.leaf) for leaf in leaves])
 
 
 def verify_openings(record_id: bytes, leaves: tuple[Leaf, ...], openings: Mapping[str, Opening]) -> None:
