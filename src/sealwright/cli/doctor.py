@@ -1,0 +1,44 @@
+"""`sealwright doctor`: what this machine is, what is missing, and the command that mends it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from sealwright.cli._output import emit
+from sealwright.cli._probes import Finding, examine
+
+_MARK = {True: "ok  ", False: "MISS", None: "    "}
+
+
+def command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what this machine is, what is missing and what mends it.
+
+    It looks and changes nothing. The exit code is 0 whatever it finds: `enclave` in the JSON says
+    whether an enclave can run here, `tee` which hardware was found.
+    """
+    findings = examine()
+    missing = [finding for finding in findings if finding.ok is False]
+    tee = [finding.name for finding in findings if finding.tee and finding.ok]
+    result: dict[str, object] = {
+        "enclave": not any(finding.needed_by_enclave for finding in missing),
+        "tee": tee,
+        "findings": [asdict(finding) for finding in findings],
+    }
+    emit(result, as_json=as_json, lines=_lines(findings, missing, tee))
+
+
+def _lines(findings: list[Finding], missing: list[Finding], tee: list[str]) -> list[str]:
+    lines = [f"{_MARK[finding.ok]}  {finding.name:<22} {finding.value}" for finding in findings]
+    needed = [finding for finding in missing if finding.needed_by_enclave]
+    verdict = "cannot run an enclave" if needed else "can run an enclave"
+    hardware = (
+        f"with hardware protection ({', '.join(tee)})" if tee else "as platform `software` only: no TEE"
+    )
+    lines += ["", f"This machine {verdict}{'' if needed else ', ' + hardware}. Any machine can verify."]
+    lines += [f"{finding.name}: {finding.mend}" for finding in missing if finding.mend]
+    return lines
