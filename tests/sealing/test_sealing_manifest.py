@@ -105,8 +105,8 @@ def test_a_stranger_a_wrong_type_and_an_old_version_are_refused() -> None:
 
 
 CHANGES: list[tuple[str, object, str]] = [
-    ("format", "sealwright-manifest/v2", "unknown-format"),
-    ("suite", "classical", "unknown-suite"),
+    ("format", "sealwright-manifest/v2", "unknown-manifest-format"),
+    ("suite", "classical", "unknown-manifest-suite"),
     ("artefact_id", "00" * 15, "malformed-manifest"),
     ("artefact_id", "AA" * 16, "malformed-manifest"),
     ("version", 0, "malformed-manifest"),
@@ -147,7 +147,7 @@ def test_only_canonical_bytes_are_a_manifest() -> None:
 def test_a_wrong_key_fails_at_its_commitment(dek: bytes) -> None:
     with pytest.raises(VerificationError) as caught:
         MANIFEST.contents(dek)
-    assert (caught.value.code, caught.value.stage) == ("wrong-key", "key-commitment")
+    assert (caught.value.code, caught.value.stage) == ("wrong-dek", "key-commitment")
 
 
 @pytest.mark.parametrize(("member", "value"), [("version", 7), ("kid", "other"), ("files", [{"length": 6}])])
@@ -190,7 +190,7 @@ def test_several_files_are_in_the_format() -> None:
 def test_a_path_outside_the_format_is_refused(path: str) -> None:
     with pytest.raises(ArtefactFormatError) as caught:
         build(Entry(path=path, length=0, blake3=bytes(32)))
-    assert (caught.value.code, caught.value.stage) == ("bad-path", "contents")
+    assert (caught.value.code, caught.value.stage) == ("bad-artefact-path", "contents")
 
 
 def test_two_files_of_one_path_are_refused() -> None:

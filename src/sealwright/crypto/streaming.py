@@ -108,7 +108,7 @@ class StreamingAead:
         """
         if len(header) != HEADER_BYTES or header[0] != HEADER_BYTES:
             raise ArtefactFormatError(
-                "the ciphertext does not start with its header", code="bad-header", stage="lengths"
+                "the ciphertext does not start with its header", code="bad-artefact-header", stage="lengths"
             )
         salt, prefix = header[1 : 1 + SALT_BYTES], header[1 + SALT_BYTES :]
         return cls(dek, associated_data, salt=salt, prefix=prefix)

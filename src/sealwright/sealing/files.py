@@ -54,7 +54,7 @@ class FileReader:
                 count = read_at(self.fd, offset + done, out[done:], self._lock)
             if not count:
                 raise VerificationError(
-                    "the file was cut while it was read", code="truncated", stage="segments"
+                    "the file was cut while it was read", code="file-truncated", stage="segments"
                 )
             done += count
 

@@ -184,7 +184,7 @@ class Manifest:
             _derive(dek, "commit", self.artefact_id), self.key_commitment
         ):
             raise VerificationError(
-                "this is not the key the artefact was sealed under", code="wrong-key", stage="key-commitment"
+                "this is not the key the artefact was sealed under", code="wrong-dek", stage="key-commitment"
             )
         docs = _parse_contents(self._open_contents(dek))
         if len(docs) != len(self.lengths):
@@ -212,7 +212,9 @@ class Manifest:
         raw = parse_canonical(payload, limit=MAX_MANIFEST, error=ArtefactFormatError)
         for name, known in (("format", FORMAT), ("suite", SUITE)):
             if raw.get(name) != known:
-                raise ArtefactFormatError(f"the manifest's {name} is not {known!r}", code=f"unknown-{name}")
+                raise ArtefactFormatError(
+                    f"the manifest's {name} is not {known!r}", code=f"unknown-manifest-{name}"
+                )
         try:
             doc = _ManifestDoc.model_validate_json(payload)
         except ValidationError as exc:
@@ -246,7 +248,7 @@ def check_path(path: str) -> None:
     # Names that are not UTF-8 reach Python as lone surrogates, which have no UTF-8 form.
     odd = odd or any(0xD800 <= ord(char) < 0xE000 for char in path)
     if odd or len(path.encode()) > MAX_PATH or any(part in ("", ".", "..") for part in path.split("/")):
-        raise ArtefactFormatError("a path outside the format", code="bad-path", stage="contents")
+        raise ArtefactFormatError("a path outside the format", code="bad-artefact-path", stage="contents")
 
 
 def _derive(dek: bytes, label: str, *items: bytes | int) -> bytes:
@@ -266,7 +268,7 @@ def _parse_contents(plain: bytes) -> tuple[_EntryDoc, ...]:
         if "sha256" in doc.model_fields_set and doc.sha256 is None:
             raise _malformed("sealed file list: null digest", stage="contents")
     if len({doc.path for doc in docs}) != len(docs):
-        raise ArtefactFormatError("two files have one path", code="bad-path", stage="contents")
+        raise ArtefactFormatError("two files have one path", code="bad-artefact-path", stage="contents")
     return docs
 
 

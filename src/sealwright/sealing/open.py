@@ -120,7 +120,7 @@ def _header(reader: FileReader, layout: Layout) -> bytes:
     if reader.size != layout.sealed_length:
         raise VerificationError(
             f"the ciphertext has {reader.size} bytes, the manifest says {layout.sealed_length}",
-            code="wrong-length",
+            code="wrong-artefact-length",
             stage="lengths",
         )
     header = bytearray(HEADER_BYTES)
