@@ -77,7 +77,9 @@ def _compile_model() -> None:
 
 def _uv(arguments: list[str], stdin: str | None = None) -> str:
     command = [os.environ.get("UV", "uv"), "pip", "compile", *arguments]
-    return subprocess.run(command, cwd=ROOT, input=stdin, check=True, text=True, stdout=subprocess.PIPE).stdout
+    return subprocess.run(
+        command, cwd=ROOT, input=stdin, check=True, text=True, stdout=subprocess.PIPE
+    ).stdout
 
 
 def problems() -> list[str]:

@@ -62,7 +62,9 @@ def install(venv: Path, names: list[str], *, project: bool = True) -> Path:
     if project:
         _run([*pip, "install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT)])
     stamp.write_text(key)
-    print(f"setup: {venv.name} is ready after {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+    print(
+        f"setup: {venv.name} is ready after {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True
+    )
     return python
 
 
