@@ -4,11 +4,10 @@ import io
 import os
 
 import pytest
-import tink
 from hypothesis import given
 from hypothesis import strategies as st
-from tink import secret_key_access, streaming_aead
-from tink.proto import aes_gcm_hkdf_streaming_pb2, common_pb2, tink_pb2
+from tests.sealing.tink_oracle import tink_with
+from tink import streaming_aead
 
 from sealwright.crypto.streaming import HEADER_BYTES, SEGMENT_BYTES, TAG_BYTES, Layout, StreamingAead, wipe
 from sealwright.errors import ArtefactFormatError, VerificationError
@@ -46,26 +45,8 @@ def unseal(sealed: bytes, length: int, *, segment_bytes: int = SEGMENT_BYTES) ->
 
 @pytest.fixture(scope="module")
 def oracle() -> streaming_aead.StreamingAead:
-    """Tink with our DEK, as a key without keyset prefix."""
-    streaming_aead.register()
-    key = aes_gcm_hkdf_streaming_pb2.AesGcmHkdfStreamingKey(
-        version=0,
-        key_value=DEK,
-        params=aes_gcm_hkdf_streaming_pb2.AesGcmHkdfStreamingParams(
-            ciphertext_segment_size=SEGMENT_BYTES, derived_key_size=32, hkdf_hash_type=common_pb2.SHA256
-        ),
-    )
-    data = tink_pb2.KeyData(
-        type_url="type.googleapis.com/google.crypto.tink.AesGcmHkdfStreamingKey",
-        value=key.SerializeToString(),
-        key_material_type=tink_pb2.KeyData.SYMMETRIC,
-    )
-    one = tink_pb2.Keyset.Key(
-        key_data=data, status=tink_pb2.ENABLED, key_id=1, output_prefix_type=tink_pb2.RAW
-    )
-    raw = tink_pb2.Keyset(primary_key_id=1, key=[one]).SerializeToString()
-    handle = tink.proto_keyset_format.parse(raw, secret_key_access.TOKEN)
-    return handle.primitive(streaming_aead.StreamingAead)
+    """Tink with our DEK."""
+    return tink_with(DEK)
 
 
 class Held(io.BytesIO):
