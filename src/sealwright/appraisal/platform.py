@@ -22,12 +22,11 @@ SOFTWARE_VECTOR = {"hardware": 97, "runtime-opaque": 96}
 # What a hardened start looks like. A policy that admits less names the claim and the value.
 STRICT_CLAIMS: Mapping[str, frozenset[str]] = {
     "core": frozenset({"off"}),
-    "dumpable": frozenset({"no"}),
+    "dumpable": frozenset({"never"}),
     "filesystem": frozenset({"landlock"}),
-    "network": frozenset({"netns"}),
-    "no_new_privs": frozenset({"yes"}),
-    "seccomp": frozenset({"filter"}),
+    "network": frozenset({"namespace"}),
     "sealed_root": frozenset({"tmpfs"}),
+    "seccomp": frozenset({"enforced"}),
     "swap": frozenset({"none", "cgroup", "mlock"}),
     "user": frozenset({"own"}),
 }
@@ -81,19 +80,20 @@ def appraise_software(
         demo: the policy is a demo policy, which alone may admit reachable swap.
     """
     rules = platforms.software
+    code, config_digest = verified.registers
     failures = list(_refusals(verified, rules, require_hardware, demo))
-    known = rules is not None
+    code, config_digest = verified.registers
     vector = dict(SOFTWARE_VECTOR)
     vector["instance-identity"] = 2 if rules is not None and verified.root_fingerprint in rules.roots else 97
-    vector["executables"] = 2 if rules is not None and verified.code in rules.code else 33
-    vector["configuration"] = 2 if known and not failures else 36
+    vector["executables"] = 2 if rules is not None and code in rules.code else 33
+    vector["configuration"] = 2 if not failures else 36
     return Appraisal(
         platform="software",
         confidential=False,
         vector=vector,
-        config_digest=verified.config_digest,
-        code=verified.code,
-        claims=dict(verified.claims),
+        config_digest=config_digest,
+        code=code,
+        claims=verified.claims.to_json(),
         failures=tuple(failures),
     )
 
@@ -121,11 +121,12 @@ def _refusals(
             f"quoting root {verified.root_fingerprint.hex()[:16]}… is not in the policy; "
             "is this another machine?",
         )
-    if verified.code not in rules.code:
+    if verified.registers[0] not in rules.code:
         refuse(
-            "code-not-allowed", f"code {verified.code.hex()[:16]}… is not in the policy; is it another build?"
+            "code-not-allowed",
+            f"code {verified.registers[0].hex()[:16]}… is not in the policy; is it another build?",
         )
-    found += _claim_refusals(verified.claims, rules.claims, demo)
+    found += _claim_refusals(verified.claims.to_json(), rules.claims, demo)
     return found
 
 

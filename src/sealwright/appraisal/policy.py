@@ -13,6 +13,7 @@ from sealwright.appraisal.yaml import load_yaml
 from sealwright.crypto.document import Bytes32, Digest, Document, Name, Time, validated
 from sealwright.errors import CollateralError, SettingsError
 
+SuiteName = Literal["default", "classical"]
 DEMO_LIFE = timedelta(hours=24)
 LONGEST_LEASE_S = 24 * 3600
 
@@ -66,13 +67,17 @@ class KeyPolicy(_Rules):
         return validated(cls, load_yaml(raw), SettingsError)
 
 
+def _default_suites() -> list[SuiteName]:
+    return ["default"]
+
+
 class TrustFile(_Rules):
     """What a client or auditor trusts."""
 
     format: Literal["sealwright-trust/v1"] = "sealwright-trust/v1"
     tenant: Name
-    suites: Annotated[list[Literal["default", "classical"]], Field(min_length=1, max_length=4)] = Field(
-        default_factory=lambda: ["default"]
+    suites: Annotated[list[SuiteName], Field(min_length=1, max_length=4)] = Field(
+        default_factory=_default_suites
     )
     brokers: Annotated[list[Bytes32], Field(min_length=1, max_length=16)]
     manifests: Annotated[list[Digest], Field(max_length=256)] = Field(
