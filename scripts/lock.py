@@ -28,6 +28,7 @@ LOCKS = {
     "base": [PROJECT],
     "build": ["--group", "build"],
     "demo": [PROJECT, "--extra", "demo"],
+    "client-test": [PROJECT, "--group", "client-test"],
     "test": [PROJECT, "--extra", "demo", "--group", "test"],
     "check": ["--group", "check", "--group", "docs"],
     "openai2": [PROJECT, "--group", "openai2"],
