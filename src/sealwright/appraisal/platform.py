@@ -82,7 +82,6 @@ def appraise_software(
     rules = platforms.software
     code, config_digest = verified.registers
     failures = list(_refusals(verified, rules, require_hardware, demo))
-    code, config_digest = verified.registers
     vector = dict(SOFTWARE_VECTOR)
     vector["instance-identity"] = 2 if rules is not None and verified.root_fingerprint in rules.roots else 97
     vector["executables"] = 2 if rules is not None and code in rules.code else 33
