@@ -87,7 +87,7 @@ async def test_the_model_answers_and_nothing_listens(zygote: Zygote) -> None:
         (_body("word " * 3000), "context-length-exceeded"),
         (_body("hi", max_tokens="tulip"), "engine-refused"),
         (b'{"messages": 5}', "engine-refused"),
-        (b"{no", "engine-refused"),
+        (b"{no", "engine-failed"),
     ):
         with pytest.raises(EngineError) as caught:
             await _answer(engine, body)
@@ -96,17 +96,34 @@ async def test_the_model_answers_and_nothing_listens(zygote: Zygote) -> None:
 
 
 def _listeners(pid: int) -> list[str]:
-    """Return the abstract sockets of llama.cpp that can still be connected to."""
+    """Return the unix sockets on which a process listens (TCP: it has none, see the next line)."""
+    inodes = set()
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            target = os.readlink(f"/proc/{pid}/fd/{fd}")
+        except FileNotFoundError:  # the descriptor of the listing itself
+            continue
+        if target.startswith("socket:["):
+            inodes.add(target.removeprefix("socket:[").rstrip("]"))
+    found = []
     with open("/proc/net/unix") as table:
-        names = [line.split()[-1] for line in table if line.rstrip().endswith(".sock")]
-    mine = [name for name in names if name.startswith("@") and len(name) == 38]
-    open_ = []
-    for name in mine:
-        with socket.socket(socket.AF_UNIX) as client:
-            try:
-                client.connect("\0" + name[1:])
-            except OSError:
-                continue
-            open_.append(name)
-    assert mine, "the engine's socket was not found: this test would pass on anything"
-    return open_
+        next(table)
+        for line in table:
+            _, _, _, flags, _, _, inode, *_ = line.split()
+            if inode in inodes and int(flags, 16) & 0x10000:
+                found.append(line)
+    for name in ("tcp", "tcp6"):
+        with open(f"/proc/net/{name}") as table:
+            found += [line for line in table if line.split()[9] in inodes]
+    return found
+
+
+def test_a_listener_would_be_found() -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("\0" + os.urandom(8).hex())
+        listening.listen()
+        assert _listeners(os.getpid())
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        assert _listeners(os.getpid())
