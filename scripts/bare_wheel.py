@@ -61,7 +61,8 @@ def main() -> int:
     ]
     subprocess.run([*pip, "--force-reinstall", str(wheel)], check=True)
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([str(python), "-I", "-c", PROBE], check=True, cwd=folder)
+        if subprocess.run([str(python), "-I", "-c", PROBE], cwd=folder, check=False).returncode:
+            return 1
         cases = json.loads((VECTORS / "bare.json").read_text())
         failed = [reason for case in cases if (reason := run(python, case, folder))]
     for reason in failed:
@@ -73,8 +74,17 @@ def main() -> int:
 def build() -> Path:
     """Build the wheel from this tree; return its path."""
     shutil.rmtree(BUILD / "dist", ignore_errors=True)
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(BUILD / "dist")]
-    subprocess.run([*command, str(ROOT)], check=True, stdout=subprocess.DEVNULL)
+    command = [
+        sys.executable,
+        "-m",
+        "hatchling",
+        "build",
+        "--target",
+        "wheel",
+        "--directory",
+        str(BUILD / "dist"),
+    ]
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
     (wheel,) = (BUILD / "dist").glob("*.whl")
     return wheel
 

@@ -123,7 +123,7 @@ def _b64(text: str, error: type[FormatError]) -> bytes:
 
 def _signature(item: object, error: type[FormatError]) -> tuple[str, bytes]:
     match item:
-        case {"keyid": str(name), "sig": str(sig)} if len(item) == 2:
+        case {"keyid": str(name), "sig": str(sig), **rest} if not rest:
             raw = _b64(sig, error)
         case _:
             raise error("not a DSSE signature", code="malformed-envelope")
