@@ -184,8 +184,10 @@ class _Builder:
             if member in self._members:
                 raise self._error("a name is a member of a group at most once")
             self._members.add(member)
-        wanted = {"any": 1, "all": len(members)}.get(threshold)
-        wanted = decimal_decode(threshold) if wanted is None else wanted
+        try:
+            wanted = {"any": 1, "all": len(members)}.get(threshold) or decimal_decode(threshold)
+        except LogFormatError as exc:
+            raise self._error(str(exc)) from exc
         if not 1 <= wanted <= len(members):
             raise self._error("a threshold lies between 1 and the number of members")
         self.groups[name] = Group(threshold=wanted, members=tuple(members))

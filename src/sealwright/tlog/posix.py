@@ -40,7 +40,7 @@ def directory_fetch(root: Path) -> Fetch:
     def fetch(path: str) -> bytes:
         if path != CHECKPOINT:
             TilePath.parse(path)  # nothing else is public, and no path leads outside
-        return _read(root / path, MAX_BUNDLE)
+        return read_file(root / path, MAX_BUNDLE)
 
     return fetch
 
@@ -182,7 +182,7 @@ class PosixLog:
 
     def _read_state(self) -> tuple[int, bytes]:
         try:
-            return _parse_state(_read(self._root / STATE, _MAX_STATE))
+            return _parse_state(read_file(self._root / STATE, _MAX_STATE))
         except FileNotFoundError:
             if (self._root / CHECKPOINT).exists() or (self._root / "tile").exists():
                 raise VerificationError(
@@ -257,13 +257,21 @@ def _parse_state(raw: bytes) -> tuple[int, bytes]:
     return decimal_decode(match[1].decode()), b64_decode(match[2].decode(), length=HASH_SIZE)
 
 
-def _read(path: Path, limit: int) -> bytes:
-    """Return a file of at most `limit` bytes. FileNotFoundError: there is none."""
+def read_file(path: Path, limit: int) -> bytes:
+    """Return a regular file of at most `limit` bytes.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UnavailableError: `log-unreadable`.
+        LogFormatError: `too-large`.
+    """
     try:
+        if not path.is_file():  # a FIFO in somebody's log would hold us for ever
+            raise FileNotFoundError(str(path))
         with path.open("rb") as file:
             raw = file.read(limit + 1)
-    except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(str(path)) from None
+    except FileNotFoundError:
+        raise
     except OSError as exc:
         raise UnavailableError(
             f"{path} cannot be read: {exc.strerror}", code="log-unreadable", stage="log"
