@@ -130,7 +130,9 @@ def test_limits() -> None:
     with pytest.raises(MessageFormatError):  # refused by its length, before it is there
         MessageParser(request=True, max_content=10).feed(body[:-8])
     with pytest.raises(MessageFormatError):
-        MessageParser(request=True).feed(b"\x02" + start + b"\x00" + encode_varint(bhttp.MAX_CHUNK + 1))
+        MessageParser(request=True).feed(
+            b"\x02" + start + b"\x00" + encode_varint(bhttp.MAX_CONTENT_CHUNK + 1)
+        )
 
 
 def test_build_drops_what_belongs_to_the_outer_connection() -> None:

@@ -204,20 +204,6 @@ def test_every_byte_of_the_header_matters(at: int) -> None:
     assert refused(True, bytes(prefix) + b"".join(EXCHANGE.request[1:])).code == "ohttp-key"
 
 
-def test_gate_runs_before_the_private_key_is_used() -> None:
-    seen: list[bytes] = []
-
-    def gate(_key: GatewayKey, enc: bytes) -> None:
-        seen.append(enc)
-        raise VerificationError("not now", code="not-serving")
-
-    opener = RequestOpener({1: KEYS[Kem.X25519]}, gate=gate)
-    with pytest.raises(VerificationError) as caught:
-        opener.feed(KEYS[Kem.X25519].config.header() + bytes(32))  # a zero point: using it would raise
-    assert caught.value.code == "not-serving"
-    assert seen == [bytes(32)]
-
-
 @pytest.mark.parametrize("aead", list(Aead))
 @pytest.mark.parametrize("kem", list(Kem))
 def test_key_config_round_trip(kem: Kem, aead: Aead) -> None:

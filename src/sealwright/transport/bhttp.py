@@ -21,7 +21,7 @@ from sealwright.transport.varint import decode_varint, encode_varint
 
 MAX_CONTROL = 8 * 1024  # bytes: method, scheme, authority, path, each
 MAX_INFORMATIONAL = 8  # interim responses
-MAX_CHUNK = 1 << 20  # bytes of one content chunk of indeterminate length
+MAX_CONTENT_CHUNK = 1 << 20  # bytes of one content chunk of indeterminate length
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", re.ASCII)
 _SCHEME = re.compile(r"https?", re.ASCII)
@@ -229,7 +229,9 @@ class MessageParser:
             return
         while length := (yield from self._varint()):
             self._count(length)
-            chunk = yield from self._take(length, MAX_CHUNK)  # first: feed swaps the list while we wait
+            chunk = yield from self._take(
+                length, MAX_CONTENT_CHUNK
+            )  # first: feed swaps the list while we wait
             self._out.append(chunk)
 
     def _count(self, length: int) -> None:

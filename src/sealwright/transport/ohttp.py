@@ -194,20 +194,13 @@ class _Opener:
         raise NotImplementedError
 
 
-def _no_gate(_key: GatewayKey, _enc: bytes) -> None:
-    """Let every request in."""
-
-
 class RequestOpener(_Opener):
     """Opens one request. `key` and `enc` are set once its prefix is there."""
 
-    def __init__(
-        self, keys: Mapping[int, GatewayKey], *, gate: Callable[[GatewayKey, bytes], None] = _no_gate
-    ) -> None:
-        """Args: keys: by key id; gate: called with key and `enc` before any private key is used; may raise."""
+    def __init__(self, keys: Mapping[int, GatewayKey]) -> None:
+        """Args: keys: by key id."""
         super().__init__()
         self._keys = keys
-        self._gate = gate
         self.key: GatewayKey | None = None
         self.enc = b""
 
@@ -224,7 +217,6 @@ class RequestOpener(_Opener):
         if len(prefix) < end:
             return None
         self.enc = prefix[HEADER.size : end]
-        self._gate(key, self.enc)
         aead = Aead(HEADER.unpack(header)[3])
         self._context = setup_recipient(key.private, self.enc, _REQUEST_INFO + header, aead=aead)
         return prefix[end:]
