@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -31,6 +32,7 @@ STATE = ".state/treeState"
 _LOCK = ".state/lock"
 _ASIDE = ".state/tmp"
 _MAX_STATE = 256  # bytes
+_SYNCS = 8  # files synced at a time
 _STATE_FORM = re.compile(rb'\{"size":([0-9]+),"root":"([A-Za-z0-9+/=]+)"\}')
 
 
@@ -56,6 +58,8 @@ class PosixLog:
         self._policy = LogPolicy(logs=(signer.vkey,), quorum=NO_QUORUM)
         self._lock: int | None = lock
         self._known: set[Path] = set()  # directories that exist and are durable
+        self._staged: dict[str, Path] = {}  # written and synced, not yet in place
+        self._pool = ThreadPoolExecutor(_SYNCS, thread_name_prefix="log-sync")
         self._edge = RightEdge()
         self._signed: tuple[Checkpoint, bytes, TileReader]
 
@@ -116,11 +120,12 @@ class PosixLog:
             return first
         edge, bundles, tiles = self._edge.extended(entries)
         try:
-            self._publish(bundles)
-            self._publish(tiles)
-            self._publish({STATE: _state(edge)})
-            self._edge = edge
-            self._publish_checkpoint()
+            signed = self._sign(edge)
+            self._stage({**bundles, **tiles, STATE: _state(edge), CHECKPOINT: signed[1]})
+            self._place([*bundles, *tiles])
+            self._place([STATE])
+            self._place([CHECKPOINT])
+            self._edge, self._signed = edge, signed
             self._drop_partials([*bundles, *tiles])
         except BaseException as exc:
             self.close()
@@ -140,6 +145,7 @@ class PosixLog:
     def close(self) -> None:
         """Release the directory."""
         if self._lock is not None:
+            self._pool.shutdown()  # before the lock: nothing may still be writing
             os.close(self._lock)
             self._lock = None
 
@@ -188,29 +194,36 @@ class PosixLog:
                 raise VerificationError(
                     f"{self._root} has entries and no state", code="log-state-missing", stage="open"
                 ) from None
-        self._publish({STATE: _state(RightEdge())})
+        self._stage({STATE: _state(RightEdge())})
+        self._place([STATE])
         return 0, RightEdge().root()
 
     def _publish_checkpoint(self) -> None:
-        edge = self._edge
+        signed = self._sign(self._edge)
+        self._stage({CHECKPOINT: signed[1]})
+        self._place([CHECKPOINT])
+        self._signed = signed
+
+    def _sign(self, edge: RightEdge) -> tuple[Checkpoint, bytes, TileReader]:
         checkpoint = Checkpoint(origin=self._signer.name, size=edge.size, root=edge.root())
         raw = sign_checkpoint(checkpoint, self._signer)
-        self._publish({CHECKPOINT: raw})
-        self._signed = (checkpoint, raw, TileReader(self.fetch, edge.size))
+        return checkpoint, raw, TileReader(self.fetch, edge.size)
 
-    def _publish(self, files: Mapping[str, bytes]) -> None:
-        """Write files aside and sync them, rename them into place, and sync their directories."""
+    def _stage(self, files: Mapping[str, bytes]) -> None:
+        """Write files aside and sync them, side by side: the file system commits them together."""
         aside = self._root / _ASIDE
         aside.mkdir(exist_ok=True)
-        for number, data in enumerate(files.values()):
-            _write(aside / str(number), data)
-        touched = set()
-        for number, path in enumerate(files):
+        self._staged = {path: aside / str(number) for number, path in enumerate(files)}
+        list(self._pool.map(_write, self._staged.values(), files.values()))
+
+    def _place(self, paths: Iterable[str]) -> None:
+        """Rename staged files into place, in order, and sync their directories."""
+        touched: set[Path] = set()
+        for path in paths:
             target = self._root / path
             touched |= self._make(target.parent)
-            os.replace(aside / str(number), target)
-        for directory in sorted(touched, reverse=True):  # the deepest first
-            _sync_directory(directory)
+            os.replace(self._staged.pop(path), target)
+        list(self._pool.map(_sync_directory, touched))
         self._known |= touched
 
     def _make(self, directory: Path) -> set[Path]:
