@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -236,3 +238,10 @@ def test_signers_are_what_their_keys_say() -> None:
     assert SIGNER.vkey.kind == ED25519
     assert witness(1).vkey.kind == COSIGNATURE_V1
     assert SIGNER.vkey.key_id != witness(1).vkey.key_id
+
+
+def test_the_package_exports_what_it_says_and_needs_no_linux() -> None:
+    """Whoever only reads and verifies may not have fcntl."""
+    code = "import sys; sys.modules['fcntl'] = None; import sealwright.tlog as t; [getattr(t, n) for n in t.__all__]"
+    network = "; assert not {'socket', 'http', 'ssl', 'sqlite3'} & set(sys.modules), 'network'"
+    subprocess.run([sys.executable, "-I", "-c", code + network], check=True)

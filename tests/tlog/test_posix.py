@@ -36,8 +36,8 @@ def test_tessera_log_byte_for_byte(tessera: Path, tmp_path: Path) -> None:
                 log.append([item])
             assert log.signed_checkpoint == (published / f"checkpoint.{size}").read_bytes()
     expected = [path for path in published.rglob("*") if path.is_file()]
-    expected = [path for path in expected if path.name in ("checkpoint", "treeState") or "tile" in path.parts]
-    assert len(expected) == 32  # checkpoint, state, 15 tiles, 15 bundles
+    expected = [path for path in expected if path.name == "checkpoint" or "tile" in path.parts]
+    assert len(expected) == 31  # checkpoint, 15 tiles, 15 bundles; the state is each writer's own
     for path in expected:
         assert (tmp_path / path.relative_to(published)).read_bytes() == path.read_bytes(), path
 
@@ -127,14 +127,14 @@ def _flip(name: str, at: int = -1) -> Callable[[Path], None]:
     ("code", "spoil"),
     [
         ("log-missing", shutil.rmtree),
-        ("log-state-missing", _remove(".state/treeState")),
+        ("log-state-missing", _remove(".state/state")),
         ("log-checkpoint-missing", _remove("checkpoint")),
         ("log-tile-missing", _remove("tile/0/001.p/44")),
         ("log-entries-missing", _remove("tile/entries/001.p/44")),
         ("log-root-mismatch", _flip("tile/1/000.p/1")),
         ("log-entry-edited", _flip("tile/entries/001.p/44")),
         ("malformed-bundle", _flip("tile/entries/001.p/44", 1)),
-        ("malformed-log-state", _flip(".state/treeState", 0)),
+        ("bad-signature", _flip(".state/state", 0)),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -155,10 +155,35 @@ def test_a_state_behind_its_checkpoint_is_refused(tmp_path: Path) -> None:
     shutil.copytree(root, old)
     with PosixLog.open(root, SIGNER) as log:
         log.append([b"more"])
-    _restore(old, ".state/treeState")(root)
+    _restore(old, ".state/state")(root)
     with pytest.raises(VerificationError) as caught:
         PosixLog.open(root, SIGNER)
     assert caught.value.code == "log-rolled-back"
+
+
+def test_nobody_else_can_make_the_log_sign_entries(tmp_path: Path) -> None:
+    """Someone with the disk, but not the key, prepares what a crash before the checkpoint would leave."""
+    filled(tmp_path / "log", 10).close()
+    mallory = Signer(name=SIGNER.name, key=Ed25519PrivateKey.from_private_bytes(bytes(32)))
+    with PosixLog.open(tmp_path / "forged", mallory, create=True) as log:
+        log.append([*(entry(i) for i in range(10)), b"forged"])
+    shutil.copytree(tmp_path / "forged/tile", tmp_path / "log/tile", dirs_exist_ok=True)
+    _restore(tmp_path / "forged", ".state/state")(tmp_path / "log")
+    with pytest.raises(VerificationError) as caught:
+        PosixLog.open(tmp_path / "log", SIGNER)
+    assert caught.value.code == "untrusted-signer"
+
+
+def test_a_checkpoint_is_no_state(tmp_path: Path) -> None:
+    filled(tmp_path, 10).close()
+    shutil.copy(tmp_path / "checkpoint", tmp_path / ".state/state")
+    with pytest.raises(LogFormatError) as caught:
+        PosixLog.open(tmp_path, SIGNER)
+    assert caught.value.code == "malformed-log-state"
+    with PosixLog.open(tmp_path / "other", SIGNER, create=True):
+        state = (tmp_path / "other/.state/state").read_bytes()
+    with pytest.raises(LogFormatError):
+        POLICY.verify(state)
 
 
 def test_another_key_is_refused(tmp_path: Path) -> None:
@@ -274,7 +299,7 @@ def test_a_crash_while_a_log_is_made_is_recovered(tmp_path: Path, monkeypatch: p
 def test_only_public_files_are_fetched(tmp_path: Path) -> None:
     filled(tmp_path, 3).close()
     fetch = directory_fetch(tmp_path)
-    for path in (".state/treeState", "../x", "tile/0/../../checkpoint", "tile/00/000", "/etc/passwd", ""):
+    for path in (".state/state", "../x", "tile/0/../../checkpoint", "tile/00/000", "/etc/passwd", ""):
         with pytest.raises(LogFormatError):
             fetch(path)
     with pytest.raises(FileNotFoundError):

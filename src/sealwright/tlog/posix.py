@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,21 +18,22 @@ from typing import Self
 from sealwright.errors import LogFormatError, UnavailableError, VerificationError
 from sealwright.tlog.checkpoint import Checkpoint, sign_checkpoint
 from sealwright.tlog.edge import RightEdge
-from sealwright.tlog.keys import Signer
+from sealwright.tlog.keys import Signer, VerifierKey
 from sealwright.tlog.merkle import HASH_SIZE
 from sealwright.tlog.monitor import check_continues, check_not_before
+from sealwright.tlog.note import Note
 from sealwright.tlog.policy import NO_QUORUM, LogPolicy
 from sealwright.tlog.proof import LogProof
 from sealwright.tlog.reader import TileReader
 from sealwright.tlog.text import b64, b64_decode, decimal_decode
 from sealwright.tlog.tiles import CHECKPOINT, MAX_BUNDLE, Fetch, TilePath
 
-STATE = ".state/treeState"
+STATE = ".state/state"
 _LOCK = ".state/lock"
 _ASIDE = ".state/tmp"
-_MAX_STATE = 256  # bytes
+_MAX_STATE = 4096  # bytes
 _SYNCS = 8  # files synced at a time
-_STATE_FORM = re.compile(rb'\{"size":([0-9]+),"root":"([A-Za-z0-9+/=]+)"\}')
+_STATE_HEADER = "sealwright/log-state/v1"
 
 
 def directory_fetch(root: Path) -> Fetch:
@@ -72,7 +72,8 @@ class PosixLog:
         Args:
             signer: the log's key; its name is the origin.
             not_before: the highest checkpoint the caller holds of this log.
-            create: start an empty log where there is none; otherwise that is refused.
+            create: start an empty log where there is none, which is refused otherwise. A deleted log then
+                goes unseen, unless `not_before` is given.
 
         Raises:
             UnavailableError: `log-locked`: another writer has it.
@@ -120,12 +121,11 @@ class PosixLog:
             return first
         edge, bundles, tiles = self._edge.extended(entries)
         try:
-            signed = self._sign(edge)
-            self._stage({**bundles, **tiles, STATE: _state(edge), CHECKPOINT: signed[1]})
+            self._stage({**bundles, **tiles, STATE: _state(edge, self._signer)})
             self._place([*bundles, *tiles])
             self._place([STATE])
-            self._place([CHECKPOINT])
-            self._edge, self._signed = edge, signed
+            self._edge = edge
+            self._publish_checkpoint()
             self._drop_partials([*bundles, *tiles])
         except BaseException as exc:
             self.close()
@@ -188,26 +188,24 @@ class PosixLog:
 
     def _read_state(self) -> tuple[int, bytes]:
         try:
-            return _parse_state(read_file(self._root / STATE, _MAX_STATE))
+            return _read_state(read_file(self._root / STATE, _MAX_STATE), self._signer.vkey)
         except FileNotFoundError:
             if (self._root / CHECKPOINT).exists() or (self._root / "tile").exists():
                 raise VerificationError(
                     f"{self._root} has entries and no state", code="log-state-missing", stage="open"
                 ) from None
-        self._stage({STATE: _state(RightEdge())})
+        self._stage({STATE: _state(RightEdge(), self._signer)})
         self._place([STATE])
         return 0, RightEdge().root()
 
     def _publish_checkpoint(self) -> None:
-        signed = self._sign(self._edge)
-        self._stage({CHECKPOINT: signed[1]})
-        self._place([CHECKPOINT])
-        self._signed = signed
-
-    def _sign(self, edge: RightEdge) -> tuple[Checkpoint, bytes, TileReader]:
+        """Sign and publish a checkpoint of the durable state; before that, a crash could make us sign a fork."""
+        edge = self._edge
         checkpoint = Checkpoint(origin=self._signer.name, size=edge.size, root=edge.root())
         raw = sign_checkpoint(checkpoint, self._signer)
-        return checkpoint, raw, TileReader(self.fetch, edge.size)
+        self._stage({CHECKPOINT: raw})
+        self._place([CHECKPOINT])
+        self._signed = (checkpoint, raw, TileReader(self.fetch, edge.size))
 
     def _stage(self, files: Mapping[str, bytes]) -> None:
         """Write files aside and sync them, side by side: the file system commits them together."""
@@ -258,16 +256,28 @@ def _locked(root: Path) -> int:
     return lock
 
 
-def _state(edge: RightEdge) -> bytes:
-    """Return the state file, in the form Tessera's POSIX logs have."""
-    return b'{"size":%d,"root":"%s"}' % (edge.size, b64(edge.root()).encode())
+def _state(edge: RightEdge, signer: Signer) -> bytes:
+    """Return the state file: a note of two lines, which is no checkpoint, signed by the log's key.
+
+    Were it not signed, whoever can write to the disk could have us sign entries of theirs at the next start.
+    """
+    text = f"{_STATE_HEADER}\n{edge.size} {b64(edge.root())}\n".encode()
+    return Note(unverified_text=text, signatures=(signer.sign(text),)).encode()
 
 
-def _parse_state(raw: bytes) -> tuple[int, bytes]:
-    match = _STATE_FORM.fullmatch(raw)
-    if match is None:
-        raise LogFormatError("the state of the log is malformed", code="malformed-log-state")
-    return decimal_decode(match[1].decode()), b64_decode(match[2].decode(), length=HASH_SIZE)
+def _read_state(raw: bytes, key: VerifierKey) -> tuple[int, bytes]:
+    """Return size and root of a state file that `key` signed."""
+    note = Note.parse(raw)
+    if key not in note.verify([key]):
+        raise VerificationError(
+            "the state of the log is not signed by its key", code="untrusted-signer", stage="open"
+        )
+    match note.unverified_text.decode().split("\n"):
+        case [header, line, ""] if header == _STATE_HEADER and line.count(" ") == 1:
+            size, root = line.split(" ")
+            return decimal_decode(size), b64_decode(root, length=HASH_SIZE)
+        case _:
+            raise LogFormatError("the state of the log is malformed", code="malformed-log-state")
 
 
 def read_file(path: Path, limit: int) -> bytes:
