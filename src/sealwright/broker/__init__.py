@@ -1,0 +1,1 @@
+"""Appraises enclaves, holds keys, releases them under leases, and logs every decision before it is answered."""

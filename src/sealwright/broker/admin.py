@@ -1,0 +1,350 @@
+"""What the key owner's administrator asks: keys, policies, callers, manifests. Each change is a logged decision."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from itertools import islice
+from typing import TypeVar
+
+from sealwright.appraisal.policy import KeyPolicy
+from sealwright.broker.answers import sweep
+from sealwright.broker.backend import WrapContext
+from sealwright.broker.core import Core, present
+from sealwright.broker.rows import Admitted, CallerRow, Changes, KeyRow, LeaseRow, MismatchRow, OwnerRow
+from sealwright.broker.state import View
+from sealwright.crypto.canonical import parse_json
+from sealwright.crypto.document import validated
+from sealwright.crypto.dsse import key_id
+from sealwright.crypto.encoding import b64url, rfc3339
+from sealwright.crypto.hpke import HpkePublicKey, Kem, seal_to
+from sealwright.crypto.statement import ed25519
+from sealwright.errors import AppraisalError, AppraisalFailure, RevokedError, SealwrightError
+from sealwright.protocol.lease import credential_digest
+from sealwright.protocol.sealing_key import SealingKey
+from sealwright.sealing.manifest import Manifest
+
+MAX_CALLERS = 4096  # of one tenant
+MAX_DECISIONS = 200  # of one answer
+T = TypeVar("T")
+Json = dict[str, object]
+
+
+class Admin:
+    """Answers the administrator, who was authenticated before. May be called from several threads."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._state = core.state
+
+    def create_key(self, tenant: str, kid: str, model: str, policy: bytes) -> Json:
+        """Make a key inside, wrapped under `policy` (YAML). AppraisalError: `key-exists`."""
+        loaded = KeyPolicy.load(policy)
+        said: Json = {"tenant": tenant, "kid": kid, "policy_digest": loaded.digest()}
+
+        def work(view: View) -> tuple[Changes, KeyRow]:
+            now = self._state.now()
+            loaded.check_time(now)
+            if view.get(KeyRow, "key", kid) is not None:
+                raise _refused(f"there is a key {kid} already", "key-exists")
+            key = self._core.backend.generate()
+            row = validated(
+                KeyRow,
+                {"kid": kid, "tenant": tenant, "model": model, "created": now, "epoch": view.epoch + 1}
+                | {"policy": loaded, "wrapped": b""},
+            )
+            row = self._wrapped(row, key)
+            return {("key", kid): row.encode()}, row
+
+        return describe(self._changed("key-create", said, work))
+
+    def set_policy(self, kid: str, policy: bytes) -> Json:
+        """Give a key another policy (YAML) and wrap it again."""
+        loaded = KeyPolicy.load(policy)
+        said: Json = {"kid": kid, "policy_digest": loaded.digest()}
+
+        def work(view: View) -> tuple[Changes, KeyRow]:
+            loaded.check_time(self._state.now())
+            row = _active(view, kid)
+            secret = self._core.backend.unwrap(row.wrapped, _context(row))
+            row = self._wrapped(row.model_copy(update={"policy": loaded, "epoch": view.epoch + 1}), secret)
+            said["tenant"] = row.tenant
+            return {("key", kid): row.encode()}, row
+
+        return describe(self._changed("policy-set", said, work))
+
+    def revoke_key(self, kid: str) -> Json:
+        """Release a key no more. Who holds it keeps it until the lease ends."""
+        said: Json = {"kid": kid}
+
+        def work(view: View) -> tuple[Changes, KeyRow]:
+            row = _active(view, kid)
+            row = row.model_copy(update={"status": "revoked", "revoked": self._state.now()})
+            said["tenant"] = row.tenant
+            return {("key", kid): row.encode()}, row
+
+        return describe(self._changed("key-revoke", said, work))
+
+    def keys(self) -> list[Json]:
+        """List all keys."""
+        with self._state.lock:
+            return [describe(row) for row in self._state.view().all(KeyRow, "key")]
+
+    def key(self, kid: str) -> Json:
+        """Describe one key."""
+        with self._state.lock:
+            return describe(_key(self._state.view(), kid))
+
+    def add_caller(self, tenant: str, caller: str) -> str:
+        """Return a fresh credential for a caller: shown once, kept as a digest."""
+        credential = f"swk_{b64url(self._core.random(32))}"
+
+        def work(view: View) -> tuple[Changes, str]:
+            if view.get(CallerRow, "caller", f"{tenant}/{caller}") is not None:
+                raise _refused(f"there is a caller {caller} already; remove it first", "caller-exists")
+            if len(view.all(CallerRow, "caller", prefix=f"{tenant}/")) >= MAX_CALLERS:
+                raise _refused(f"a tenant has at most {MAX_CALLERS} callers", "too-many-callers")
+            fields = {"tenant": tenant, "caller": caller}
+            row = validated(CallerRow, fields | {"credential_digest": credential_digest(credential)})
+            return {("caller", f"{tenant}/{caller}"): row.encode()}, credential
+
+        return self._changed("caller-add", {"tenant": tenant, "caller": caller}, work)
+
+    def remove_caller(self, tenant: str, caller: str) -> None:
+        """Take a caller out; enclaves learn it with their next lease."""
+
+        def work(view: View) -> tuple[Changes, None]:
+            if view.get(CallerRow, "caller", f"{tenant}/{caller}") is None:
+                raise _refused(f"tenant {tenant} has no caller {caller}", "caller-unknown")
+            return {("caller", f"{tenant}/{caller}"): None}, None
+
+        self._changed("caller-remove", {"tenant": tenant, "caller": caller}, work)
+
+    def callers(self, tenant: str) -> list[str]:
+        """List the callers of a tenant."""
+        with self._state.lock:
+            rows = self._state.view().all(CallerRow, "caller", prefix=f"{tenant}/")
+        return [row.caller for row in rows]
+
+    def add_owner(self, tenant: str, key: bytes) -> str:
+        """Admit manifests of one more owner's key (Ed25519, 32 bytes) for a tenant; return the key's id."""
+
+        def work(_view: View) -> tuple[Changes, str]:
+            row_id, row = _owner(tenant, key)
+            return {("owner", row_id): row.encode()}, key_id(ed25519(key))
+
+        return self._changed("owner-add", {"tenant": tenant}, work)
+
+    def admit(self, kid: str, envelope: bytes, *, owner_key: bytes | None, force: bool) -> Json:
+        """Make the manifest in `envelope` (DSSE) the one that a key may open.
+
+        Args:
+            owner_key: Ed25519, 32 bytes; pinned for the tenant at the first admission.
+            force: also an older version, or another artefact.
+
+        Raises:
+            VerificationError, AppraisalError: docs/spec/broker-state.md, Admitting a manifest.
+        """
+        said: Json = {"kid": kid, "forced": force}
+
+        def work(view: View) -> tuple[Changes, KeyRow]:
+            row = _active(view, kid)
+            said["tenant"] = row.tenant
+            changes: dict[tuple[str, str], bytes | None] = {}
+            owners = [owner.key for owner in view.all(OwnerRow, "owner", prefix=f"{row.tenant}/")]
+            if not owners:
+                owners = [_required(owner_key)]
+                owner_id, owner = _owner(row.tenant, owners[0])
+                changes["owner", owner_id] = owner.encode()
+            manifest = Manifest.verify_signed(envelope, [ed25519(key) for key in owners])
+            said["manifest_digest"] = manifest.manifest_digest
+            self._check_key(row, manifest)
+            if not force:
+                _check_newer(row.admitted, manifest)
+            admitted = Admitted(
+                artefact_id=manifest.artefact_id,
+                version=manifest.version,
+                manifest_digest=manifest.manifest_digest,
+            )
+            row = row.model_copy(update={"admitted": admitted})
+            return {**changes, ("key", kid): row.encode()}, row
+
+        return describe(self._changed("manifest-admit", said, work))
+
+    def sealing_key(self, kid: str, public: bytes) -> bytes:
+        """Return a key sealed to the owner's X-Wing key, as a statement (DSSE). The decision is logged first."""
+        recipient = HpkePublicKey(kem=Kem.XWING, raw=public)
+        said: Json = {"kid": kid}
+
+        def work() -> SealingKey:
+            with self._state.lock:
+                row = _active(self._state.view(), kid)
+                said["tenant"] = row.tenant
+                sealed = self._seal(row, recipient)
+                ticket = self._state.decide(
+                    present({**said, "action": "admin-sealing-key", "verdict": "grant"})
+                )
+            self._state.ledger.settle(ticket)
+            return sealed
+
+        return self._decided("sealing-key", said, work).sign(self._core.secrets.release)
+
+    def decisions(self, limit: int) -> list[Json]:
+        """Return the newest decisions, opened, newest first."""
+        with self._state.lock:
+            records = list(islice(self._state.ledger.decisions_backwards(), min(limit, MAX_DECISIONS)))
+        return [
+            {"index": record.index, "commitment": record.commitment.hex()}
+            | {name: parse_json(value) for name, value in record.fields.items()}
+            for record in records
+        ]
+
+    def status(self) -> Json:
+        """Say how the broker stands; claims of answers that are due are checked first."""
+        with self._state.lock:
+            now = self._state.now()
+            view = self._state.view()
+            view = self._counted(view)
+            leases = [row for row in view.all(LeaseRow, "lease") if now < row.not_after]
+            mismatches = view.all(MismatchRow, "mismatch")
+            size = self._state.ledger.size
+        return {
+            "root": b64url(self._core.secrets.root_public),
+            "log_key": self._core.secrets.log_key,
+            "log_size": size,
+            "epoch": view.epoch,
+            "keys": len(view.all(KeyRow, "key")),
+            "leases": len(leases),
+            "count_mismatches": [row.to_json() for row in mismatches],
+            "holder": self._state.ledger.has_holder,
+            "rollback": "refused"
+            if self._state.ledger.has_holder
+            else "a rollback of log and database together goes unseen: start with --holder",
+        }
+
+    def _counted(self, view: View) -> View:
+        """Check the claims of answers that are due."""
+        swept = sweep(view, self._state.store.count_receipts, self._state.now())
+        if not swept.mismatches:
+            return view
+        first, *rest = (present(dict(found)) for found in swept.mismatches)
+        self._state.change(view, swept.changes, first)
+        for found in rest:
+            self._state.ledger.settle(self._state.decide(found))
+        return self._state.view()
+
+    def _decided(self, action: str, said: Json, work: Callable[[], T]) -> T:
+        try:
+            return work()
+        except SealwrightError as error:
+            self._core.refuse(error, action=f"admin-{action}", **said)
+            raise
+
+    def _changed(self, action: str, said: Json, work: Callable[[View], tuple[Changes, T]]) -> T:
+        def change() -> T:
+            with self._state.lock:
+                view = self._state.view()
+                changes, result = work(view)
+                fields = {**said, "action": f"admin-{action}", "verdict": "grant"}
+                self._state.change(view, changes, present(fields))
+            return result
+
+        return self._decided(action, said, change)
+
+    def _wrapped(self, row: KeyRow, secret: bytearray) -> KeyRow:
+        try:
+            return row.model_copy(update={"wrapped": self._core.backend.wrap(secret, _context(row))})
+        finally:
+            secret[:] = bytes(len(secret))
+
+    def _seal(self, row: KeyRow, recipient: HpkePublicKey) -> SealingKey:
+        sealed = SealingKey(
+            tenant=row.tenant,
+            kid=row.kid,
+            epoch=row.epoch,
+            recipient=hashlib.sha256(recipient.raw).digest(),
+            issued=self._state.now(),
+            enc=b"",
+            ciphertext=b"",
+        )
+        secret = self._core.backend.unwrap(row.wrapped, _context(row))
+        try:
+            enc, ciphertext = seal_to(recipient, sealed.hpke_info(), b"", bytes(secret))
+        finally:
+            secret[:] = bytes(len(secret))
+        return sealed.model_copy(update={"enc": enc, "ciphertext": ciphertext})
+
+    def _check_key(self, row: KeyRow, manifest: Manifest) -> None:
+        if manifest.kid != row.kid:
+            raise _refused(f"the manifest is for key {manifest.kid}", "manifest-kid")
+        secret = self._core.backend.unwrap(row.wrapped, _context(row))
+        try:
+            manifest.contents(bytes(secret))
+        finally:
+            secret[:] = bytes(len(secret))
+
+
+def describe(row: KeyRow) -> Json:
+    """Return what may be shown of a key."""
+    admitted = row.admitted
+    return {
+        "kid": row.kid,
+        "tenant": row.tenant,
+        "model": row.model,
+        "status": row.status,
+        "created": rfc3339(row.created),
+        "epoch": row.epoch,
+        "policy_digest": row.policy.digest().hex(),
+        "policy_profile": row.policy.profile,
+        "policy_expires": rfc3339(row.policy.expires),
+        "lease_s": row.policy.lease_s,
+        "suite": "default",
+        "manifest_digest": None if admitted is None else admitted.manifest_digest.hex(),
+        "version": None if admitted is None else admitted.version,
+    }
+
+
+def _context(row: KeyRow) -> WrapContext:
+    return WrapContext(kid=row.kid, tenant=row.tenant, policy_digest=row.policy.digest(), epoch=row.epoch)
+
+
+def _key(view: View, kid: str) -> KeyRow:
+    row = view.get(KeyRow, "key", kid)
+    if row is None:
+        raise _refused(f"there is no key {kid}", "key-unknown")
+    return row
+
+
+def _active(view: View, kid: str) -> KeyRow:
+    row = _key(view, kid)
+    if row.status != "active":
+        raise RevokedError(f"key {kid} was revoked", code="key-revoked", stage="key")
+    return row
+
+
+def _owner(tenant: str, key: bytes) -> tuple[str, OwnerRow]:
+    row = validated(OwnerRow, {"tenant": tenant, "key": key})
+    return f"{tenant}/{key_id(ed25519(key))}", row
+
+
+def _required(owner_key: bytes | None) -> bytes:
+    if owner_key is None:
+        raise _refused(
+            "the tenant has no owner's key yet; name it with the first manifest", "owner-key-required"
+        )
+    return owner_key
+
+
+def _check_newer(before: Admitted | None, manifest: Manifest) -> None:
+    if before is None or before.manifest_digest == manifest.manifest_digest:
+        return
+    if before.artefact_id != manifest.artefact_id:
+        raise _refused("the manifest is of another artefact than the one admitted", "artefact-changed")
+    if manifest.version <= before.version:
+        raise _refused(
+            f"version {manifest.version} is not newer than the admitted {before.version}", "manifest-older"
+        )
+
+
+def _refused(text: str, code: str) -> AppraisalError:
+    return AppraisalError([AppraisalFailure(text, code=code)], stage="admin")

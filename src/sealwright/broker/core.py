@@ -1,0 +1,90 @@
+"""What the parts of a broker share: keys, state, time, randomness; and how a decision is told."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from sealwright.appraisal.platform import Appraisal
+from sealwright.appraisal.policy import KeyPolicy
+from sealwright.broker.backend import KeyBackend
+from sealwright.broker.settings import BrokerSecrets
+from sealwright.broker.state import State
+from sealwright.crypto.hpke import Aead, Kdf, Kem
+from sealwright.errors import AppraisalError, SealwrightError
+from sealwright.evidence.envelope import EvidenceEnvelope
+from sealwright.protocol.keyset import HpkeKey
+from sealwright.protocol.lease import BrokerKeys
+
+BROKER_KEYS_LIFE = timedelta(hours=48)  # twice the longest lease
+BROKER_KEYS_RENEW = timedelta(hours=12)
+JOURNAL_KEY_ID = 1
+
+
+class Appraiser(Protocol):
+    """See `sealwright.appraisal.evidence.appraise_evidence`."""
+
+    def __call__(
+        self, envelope: EvidenceEnvelope, rules: KeyPolicy, /, *, expected_report_data: bytes, at: datetime
+    ) -> Appraisal:
+        """Return what `rules` say of evidence that was proved genuine."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Core:
+    """One broker's keys and state."""
+
+    secrets: BrokerSecrets
+    state: State
+    backend: KeyBackend
+    appraise: Appraiser
+    random: Callable[[int], bytes]
+    _keys: tuple[BrokerKeys, bytes] | None = field(default=None, repr=False)
+    _keys_lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def broker_keys(self) -> bytes:
+        """Return the broker's working keys, signed by its root (DSSE), good for 36 hours at least."""
+        now = self.state.now()
+        with self._keys_lock:
+            if self._keys is None or now >= self._keys[0].not_before + BROKER_KEYS_RENEW:
+                keys = self._make_keys(now)
+                self._keys = (keys, keys.sign(self.secrets.root))
+            return self._keys[1]
+
+    def refuse(self, error: SealwrightError, **fields: object) -> None:
+        """Log a refusal; when this returns, it may be answered."""
+        reason = [*error.failures] if isinstance(error, AppraisalError) else [str(error)]
+        said = {**fields, "verdict": "refuse", "code": error.code, "stage": error.stage, "reason": reason}
+        with self.state.lock:
+            ticket = self.state.decide(present(said))
+        self.state.ledger.settle(ticket)
+
+    def _make_keys(self, now: datetime) -> BrokerKeys:
+        journal = HpkeKey(
+            key_id=JOURNAL_KEY_ID,
+            kem=Kem.XWING,
+            kdf=Kdf.HKDF_SHA256,
+            aead=Aead.AES_256_GCM,
+            public_key=self.secrets.journal.public.raw,
+        )
+        return BrokerKeys(
+            release_key=self.secrets.release.public_key().public_bytes_raw(),
+            ear_key=self.secrets.ear_public(),
+            journal_key=journal,
+            log_key=self.secrets.log_key,
+            not_before=now,
+            not_after=now + BROKER_KEYS_LIFE,
+        )
+
+
+def present(fields: dict[str, object]) -> dict[str, object]:
+    """Return the fields that are known, digests and ids as hex."""
+    return {
+        name: value.hex() if isinstance(value, bytes) else value
+        for name, value in fields.items()
+        if value is not None
+    }

@@ -1,0 +1,63 @@
+"""Errors as HTTP: a stable code for the peer, the reason for the log only (RFC 9457; KBS form on KBS routes)."""
+
+from __future__ import annotations
+
+from starlette.responses import JSONResponse, Response
+
+from sealwright.errors import (
+    AppraisalError,
+    CollateralError,
+    FormatError,
+    SealwrightError,
+    UnavailableError,
+)
+
+KBS_ERRORS = "https://github.com/confidential-containers/kbs/errors/"
+PROBLEMS = "urn:sealwright:error:"
+# Stages that say something about us, not about who asks.
+_OURS = frozenset(
+    {"state", "consistency", "inclusion", "openings", "log-signature", "holder", "store", "unwrap", "clock"}
+)
+_TITLES = {
+    400: "malformed",
+    401: "refused",
+    403: "refused",
+    404: "not found",
+    409: "refused",
+    413: "too large",
+    429: "too many requests",
+    500: "internal error",
+    503: "unavailable",
+}
+_ADMIN_STATUS = {"key-unknown": 404, "caller-unknown": 404, "key-exists": 409, "caller-exists": 409}
+
+
+def status_of(error: SealwrightError, *, admin: bool) -> int:
+    """Return the HTTP status of an error."""
+    if isinstance(error, UnavailableError) or error.stage in _OURS:
+        return 503
+    if isinstance(error, FormatError):
+        return 413 if error.code == "too-large" else 400
+    if not admin:
+        return 401  # not genuine and not allowed alike, as KBS is deployed
+    if isinstance(error, AppraisalError | CollateralError):
+        return _ADMIN_STATUS.get(error.code, 403)
+    return 403
+
+
+def problem(status: int, code: str, *, kbs: bool, **more: object) -> Response:
+    """Return an error body."""
+    title = _TITLES[status]
+    kind = f"{KBS_ERRORS}{title.title().replace(' ', '')}" if kbs else f"{PROBLEMS}{code}"
+    body = {"type": kind, "title": title, "detail": title, "status": status, "code": code} | more
+    return JSONResponse(body, status_code=status, media_type="application/problem+json")
+
+
+def of_error(error: SealwrightError, *, path: str) -> Response:
+    """Return the answer to a request that failed. The administrator alone is told why."""
+    admin = path.startswith("/sealwright/v1/admin/")
+    status = status_of(error, admin=admin)
+    more: dict[str, object] = {}
+    if admin:
+        more = {"detail": str(error), "stage": error.stage, "exit_code": error.exit_code}
+    return problem(status, error.code, kbs=path.startswith("/kbs/"), **more)

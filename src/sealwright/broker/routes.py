@@ -1,0 +1,194 @@
+"""Routes for enclaves and for everyone: decode, ask, encode. Spec: docs/spec/key-release.md."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Awaitable, Callable
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from sealwright.broker import proofs
+from sealwright.broker.core import Core
+from sealwright.broker.http import read_body
+from sealwright.broker.journal import MAX_JOURNAL, Journal
+from sealwright.broker.problems import problem
+from sealwright.broker.session import Broker
+from sealwright.broker.sessions import SESSION_LIFE
+from sealwright.crypto.canonical import parse_json
+from sealwright.crypto.encoding import hex_decode
+from sealwright.errors import FormatError, LogFormatError, MessageFormatError, VerificationError
+from sealwright.protocol.kbs import (
+    KBS_VERSION,
+    KEYSET_FORM,
+    MAX_ATTEST,
+    MAX_AUTH,
+    SESSION_COOKIE,
+    AttestRequest,
+    AuthRequest,
+    Challenge,
+    LeaseRequest,
+    encode_nonce,
+    parse_message,
+)
+from sealwright.tlog.tiles import CHECKPOINT, Fetch
+
+MAX_LEASE_REQUEST = 4 * 1024  # bytes
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+_SESSION = re.compile(r"[0-9a-f]{32}", re.ASCII)
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def kbs_routes(broker: Broker, core: Core) -> list[BaseRoute]:
+    """Return the routes of the KBS protocol."""
+    return [
+        Route("/kbs/v0/auth", _auth(broker), methods=["POST"]),
+        Route("/kbs/v0/attest", _attest(broker), methods=["POST"]),
+        Route("/kbs/v0/sealwright/lease", _lease(broker, core), methods=["POST"]),
+        Route("/kbs/v0/resource/{tenant}/key/{kid}", _resource(broker), methods=["GET"]),
+    ]
+
+
+def public_routes(core: Core, journal: Journal, fetch: Fetch) -> list[BaseRoute]:
+    """Return the routes that anyone may ask: keys, proofs, the log; and the journal, which checks signatures."""
+    return [
+        Route("/healthz", _healthz(core), methods=["GET"]),
+        Route("/sealwright/v1/broker-keys", _broker_keys(core), methods=["GET"]),
+        Route("/sealwright/v1/journal", _journal(journal), methods=["POST"]),
+        Route("/sealwright/v1/proofs/{entry}", _proof(core), methods=["GET"]),
+        Route("/log/{path:path}", _log(fetch), methods=["GET"]),
+    ]
+
+
+def _auth(broker: Broker) -> Endpoint:
+    async def post(request: Request) -> Response:
+        raw = await read_body(request, MAX_AUTH)
+        asked = parse_json(raw, limit=MAX_AUTH)
+        if (
+            isinstance(asked, dict)
+            and isinstance(asked.get("version"), str)
+            and asked["version"] != KBS_VERSION
+        ):
+            return problem(401, "kbs-version", kbs=True)
+        session = await run_in_threadpool(broker.auth, parse_message(AuthRequest, raw, limit=MAX_AUTH))
+        challenge = Challenge.model_validate(
+            {"nonce": encode_nonce(session.challenge), "extra-params": {"sealwright": KEYSET_FORM}}
+        )
+        answer = JSONResponse(challenge.to_json())
+        answer.set_cookie(
+            SESSION_COOKIE,
+            session.session_id,
+            max_age=int(SESSION_LIFE.total_seconds()),
+            expires=session.ends,
+            path="/kbs/v0",
+            httponly=True,
+            samesite="strict",
+        )
+        return answer
+
+    return post
+
+
+def _attest(broker: Broker) -> Endpoint:
+    async def post(request: Request) -> Response:
+        asked = parse_message(AttestRequest, await read_body(request, MAX_ATTEST), limit=MAX_ATTEST)
+        return JSONResponse({"token": await run_in_threadpool(broker.attest, _session(request), asked)})
+
+    return post
+
+
+def _lease(broker: Broker, core: Core) -> Endpoint:
+    async def post(request: Request) -> Response:
+        raw = await read_body(request, MAX_LEASE_REQUEST)
+        asked = parse_message(LeaseRequest, raw, limit=MAX_LEASE_REQUEST)
+        given = await run_in_threadpool(broker.lease, _session(request), asked)
+        envelopes = {"lease": given.envelope, "callers": given.callers, "broker_keys": core.broker_keys()}
+        return JSONResponse({name: json.loads(envelope) for name, envelope in envelopes.items()})
+
+    return post
+
+
+def _resource(broker: Broker) -> Endpoint:
+    async def get(request: Request) -> Response:
+        tenant, kid = name_of(request, "tenant"), name_of(request, "kid")
+        release = await run_in_threadpool(broker.resource, _session(request), tenant, kid)
+        return Response(release, media_type="application/json")
+
+    return get
+
+
+def _healthz(core: Core) -> Endpoint:
+    async def get(_request: Request) -> Response:
+        def check() -> None:
+            with core.state.lock:
+                core.state.now()
+                core.state.view()
+
+        await run_in_threadpool(check)
+        return PlainTextResponse("serving")
+
+    return get
+
+
+def _broker_keys(core: Core) -> Endpoint:
+    async def get(_request: Request) -> Response:
+        return Response(core.broker_keys(), media_type="application/json")
+
+    return get
+
+
+def _journal(journal: Journal) -> Endpoint:
+    async def post(request: Request) -> Response:
+        raw = await read_body(request, MAX_JOURNAL)
+        return JSONResponse({"logged": await run_in_threadpool(journal.add, raw)})
+
+    return post
+
+
+def _proof(core: Core) -> Endpoint:
+    async def get(request: Request) -> Response:
+        try:
+            entry = hex_decode(request.path_params["entry"], length=32)
+        except FormatError:
+            return problem(404, "proof-unknown", kbs=False)
+        found = await run_in_threadpool(proofs.prove, core.state, entry)
+        if found is None:
+            return problem(404, "proof-unknown", kbs=False)
+        return Response(found, media_type="text/plain; charset=utf-8")
+
+    return get
+
+
+def _log(fetch: Fetch) -> Endpoint:
+    async def get(request: Request) -> Response:
+        path = request.path_params["path"]
+        try:
+            raw = await run_in_threadpool(fetch, path)
+        except (FileNotFoundError, LogFormatError):
+            return problem(404, "tile-unknown", kbs=False)
+        if path == CHECKPOINT:
+            headers = {"cache-control": "no-store"}
+            return Response(raw, media_type="text/plain; charset=utf-8", headers=headers)
+        headers = {"cache-control": "public, max-age=31536000, immutable"}
+        return Response(raw, media_type="application/octet-stream", headers=headers)
+
+    return get
+
+
+def name_of(request: Request, member: str) -> str:
+    """Return a name in the path. Raises MessageFormatError: `malformed-name`."""
+    value = request.path_params[member]
+    if not isinstance(value, str) or not NAME.fullmatch(value):
+        raise MessageFormatError(f"{member} is not a name", code="malformed-name")
+    return value
+
+
+def _session(request: Request) -> str:
+    session_id = request.cookies.get(SESSION_COOKIE, "")
+    if not _SESSION.fullmatch(session_id):
+        raise VerificationError("no session cookie; begin with auth", code="session-unknown", stage="session")
+    return session_id

@@ -1,0 +1,102 @@
+"""Security rows and the root that authenticates them together. Spec: docs/spec/broker-state.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from sealwright.appraisal.policy import KeyPolicy
+from sealwright.crypto.document import Bytes, Bytes32, Count, Digest, Document, Id16, Name, Record, Time
+from sealwright.crypto.encoding import joined
+from sealwright.tlog.merkle import leaf_hash, tree_root
+
+RowKey = tuple[str, str]  # (kind, id)
+Rows = Mapping[RowKey, bytes]  # canonical bodies
+Changes = Mapping[RowKey, bytes | None]  # None removes the row
+
+
+class BrokerRow(Document):
+    """Binds the database to one broker and one log."""
+
+    root: Bytes32
+    log_key: str
+    created: Time
+
+
+class Admitted(Record):
+    """The one manifest that a key may open."""
+
+    artefact_id: Id16
+    version: Count
+    manifest_digest: Digest
+
+
+class KeyRow(Document):
+    """One key, wrapped, with its policy."""
+
+    kid: Name
+    tenant: Name
+    model: Name
+    status: Literal["active", "revoked"] = "active"
+    created: Time
+    revoked: Time | None = None
+    epoch: Count  # of the change that wrapped it
+    policy: KeyPolicy
+    wrapped: Bytes
+    admitted: Admitted | None = None
+
+
+class CallerRow(Document):
+    """Someone who may ask enclaves for answers."""
+
+    tenant: Name
+    caller: Name
+    credential_digest: Digest
+
+
+class OwnerRow(Document):
+    """An Ed25519 key whose manifests are admitted for this tenant."""
+
+    tenant: Name
+    key: Bytes32
+
+
+class LeaseRow(Document):
+    """A lease that was given; `answers` is what its holder said later that it had answered under it."""
+
+    lease_id: Id16
+    tenant: Name
+    keyset_digest: Digest
+    config_digest: Digest
+    receipt_key: Bytes32
+    not_before: Time
+    not_after: Time
+    answers: Count | None = None
+    claimed: Time | None = None  # when `answers` was said; absent again once it was checked
+
+
+class MismatchRow(Document):
+    """Fewer receipts were logged under a lease than answers were given."""
+
+    lease_id: Id16
+    tenant: Name
+    keyset_digest: Digest
+    answers: Count
+    logged: Count
+    found: Time
+
+
+def state_root(rows: Rows) -> bytes:
+    """Return the Merkle root (32 bytes) over all security rows."""
+    return tree_root(
+        [
+            leaf_hash(joined("sealwright/state-row/v1", kind, row_id, body))
+            for (kind, row_id), body in sorted(rows.items())
+        ]
+    )
+
+
+def changed(rows: Rows, changes: Changes) -> dict[RowKey, bytes]:
+    """Return `rows` after `changes`."""
+    merged: dict[RowKey, bytes | None] = {**rows, **changes}
+    return {key: body for key, body in merged.items() if body is not None}

@@ -1,0 +1,153 @@
+"""A broker put together from its directory: opened, made, served."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from starlette.routing import Router
+from starlette.types import ASGIApp
+
+from sealwright.broker.admin import Admin
+from sealwright.broker.admin_routes import admin_routes
+from sealwright.broker.backend import EmbeddedBackend
+from sealwright.broker.core import Appraiser, Core
+from sealwright.broker.http import Guard, Journalist, RateLimit
+from sealwright.broker.journal import Journal
+from sealwright.broker.ledger import Ledger
+from sealwright.broker.routes import kbs_routes, public_routes
+from sealwright.broker.rows import BrokerRow
+from sealwright.broker.session import Broker
+from sealwright.broker.sessions import Sessions
+from sealwright.broker.settings import BrokerSecrets, Layout, make_directory
+from sealwright.broker.state import State
+from sealwright.broker.store import Store
+from sealwright.errors import CollateralError
+from sealwright.tlog.policy import LogPolicy
+from sealwright.tlog.posix import PosixLog, directory_fetch
+from sealwright.tlog.tiles import Fetch
+from sealwright.tlog.writer import LogWriter
+
+Clock = Callable[[], datetime]
+
+
+def utc_now() -> datetime:
+    """Return this machine's time."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """A broker that is open."""
+
+    core: Core
+    broker: Broker
+    admin: Admin
+    journal: Journal
+    fetch: Fetch
+
+    def app(
+        self, *, log: Callable[..., None] | None = None, monotonic: Callable[[], float] = time.monotonic
+    ) -> ASGIApp:
+        """Return the ASGI application."""
+        routes = [
+            *kbs_routes(self.broker, self.core),
+            *public_routes(self.core, self.journal, self.fetch),
+            *admin_routes(self.admin, self.core.secrets),
+        ]
+        return Guard(
+            Router(routes=routes), rate=RateLimit(monotonic), log=Journalist() if log is None else log
+        )
+
+
+def init_broker(
+    root: Path, *, origin: str | None = None, holder: Path | None = None, clock: Clock = utc_now
+) -> BrokerSecrets:
+    """Make a broker's directory, its keys, its log and the first decision in it.
+
+    Raises:
+        SettingsError: `broker-exists`.
+    """
+    layout = Layout(root=root)
+    make_directory(layout, origin=origin, at=clock())
+    with open_broker(root, holder=holder, clock=clock, create=True) as running:
+        core = running.core
+        with core.state.lock:
+            row = BrokerRow(
+                root=core.secrets.root_public, log_key=core.secrets.log_key, created=core.state.now()
+            )
+            said = {"action": "init", "verdict": "grant"}
+            core.state.change(core.state.view(), {("broker", "self"): row.encode()}, said)
+        return core.secrets
+
+
+@contextmanager
+def open_broker(
+    root: Path,
+    *,
+    holder: Path | None = None,
+    new_holder: bool = False,
+    clock: Clock = utc_now,
+    random: Callable[[int], bytes] = os.urandom,
+    appraise: Appraiser | None = None,
+    create: bool = False,
+) -> Iterator[Running]:
+    """Open a broker's directory, checked against its log and, if given, the holder file.
+
+    Args:
+        holder: file kept elsewhere with the highest checkpoint.
+        new_holder: begin a holder file that is not there yet.
+        create: start an empty log.
+
+    Raises:
+        SettingsError: keys are missing or exposed. VerificationError, CollateralError:
+            docs/spec/broker-state.md, Checking rows.
+    """
+    layout = Layout(root=root)
+    secrets = BrokerSecrets.load(layout)
+    with ExitStack() as stack:
+        log = stack.enter_context(LogWriter(PosixLog.open(layout.log, secrets.log, create=create)))
+        store = Store(layout.database)
+        stack.callback(store.close)
+        fetch = directory_fetch(layout.log)
+        ledger = Ledger(
+            log,
+            fetch,
+            policy=LogPolicy.of_key(secrets.log_key),
+            openings=layout.openings,
+            random=random,
+            holder=holder,
+            new_holder=new_holder,
+            seen=store.head().checkpoint,
+        )
+        state = State(store, ledger, clock=clock)
+        core = Core(
+            secrets=secrets,
+            state=state,
+            backend=EmbeddedBackend(secrets.kek, random),
+            appraise=appraise or _appraiser(),
+            random=random,
+        )
+        if not create:
+            _check_identity(core)
+        broker = Broker(core, Sessions(random))
+        yield Running(core=core, broker=broker, admin=Admin(core), journal=Journal(core), fetch=fetch)
+
+
+def _appraiser() -> Appraiser:
+    from sealwright.appraisal.evidence import appraise_evidence
+
+    return appraise_evidence
+
+
+def _check_identity(core: Core) -> None:
+    row = core.state.view().get(BrokerRow, "broker", "self")
+    if row is None or (row.root, row.log_key) != (core.secrets.root_public, core.secrets.log_key):
+        raise CollateralError(
+            "the keys are not those this state was made with", code="broker-keys-foreign", stage="settings"
+        )

@@ -1,0 +1,355 @@
+"""The KBS handshake: auth, attest, lease, resource. No I/O of its own; every decision is logged before it is returned.
+
+Spec: docs/spec/key-release.md, docs/spec/broker-state.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+from sealwright import __version__
+from sealwright.appraisal.ear import ear_digest, issue_ear
+from sealwright.broker.answers import claim, sweep
+from sealwright.broker.backend import WrapContext
+from sealwright.broker.core import Core, present
+from sealwright.broker.form import Form, check_form, parse_form
+from sealwright.broker.ledger import Ticket
+from sealwright.broker.rows import CallerRow, Changes, KeyRow, LeaseRow, RowKey
+from sealwright.broker.sessions import Attested, GivenLease, Session, Sessions, session_name
+from sealwright.broker.state import View
+from sealwright.broker.verdict import Verdict, judge
+from sealwright.crypto.encoding import digest
+from sealwright.crypto.hpke import HpkePublicKey, Kem, seal_to
+from sealwright.errors import (
+    AppraisalError,
+    AppraisalFailure,
+    RevokedError,
+    SealwrightError,
+    VerificationError,
+)
+from sealwright.evidence.envelope import EvidenceEnvelope
+from sealwright.protocol.enclave_config import TenantList
+from sealwright.protocol.kbs import AttestRequest, AuthRequest, LeaseRequest
+from sealwright.protocol.lease import Caller, Callers, Lease, LeasedKey
+from sealwright.protocol.release import Release
+
+TEES = frozenset({"software"})  # platforms that can be verified here
+T = TypeVar("T")
+
+
+class Broker:
+    """Answers enclaves. May be called from several threads."""
+
+    def __init__(self, core: Core, sessions: Sessions) -> None:
+        self._core = core
+        self._sessions = sessions
+        self._state = core.state
+
+    def auth(self, request: AuthRequest) -> Session:
+        """Open a session with a fresh nonce.
+
+        Raises:
+            AppraisalError: `tee-unsupported`, `keyset-form-required`. UnavailableError: too many sessions.
+        """
+        return self._decided("auth", {}, lambda _: self._auth(request))
+
+    def attest(self, session_id: str, request: AttestRequest) -> str:
+        """Return the result (EAR, compact JWT) for evidence that is genuine and allowed by a tenant's policies.
+
+        A second attestation on an attested session returns the first result.
+
+        Raises:
+            SealwrightError: refused; the nonce is used up.
+        """
+        said: dict[str, object] = {"session": session_name(session_id)}
+        return self._decided("attest", said, lambda known: self._attest(session_id, request, known))
+
+    def lease(self, session_id: str, request: LeaseRequest) -> GivenLease:
+        """Return the lease of one tenant for the session's keyset; the same session gets the same lease.
+
+        Raises:
+            SealwrightError: refused.
+        """
+        said: dict[str, object] = {
+            "session": session_name(session_id),
+            "tenant": request.tenant,
+            "answers": request.answers,
+        }
+        return self._decided("lease", said, lambda known: self._lease(session_id, request, known))
+
+    def resource(self, session_id: str, tenant: str, kid: str) -> bytes:
+        """Return the release (DSSE) of one key; the same session and kid get the same answer.
+
+        Raises:
+            SealwrightError: refused.
+        """
+        said: dict[str, object] = {"session": session_name(session_id), "tenant": tenant, "kid": kid}
+        return self._decided("release", said, lambda known: self._resource(session_id, tenant, kid, known))
+
+    def _decided(self, action: str, said: dict[str, object], work: Callable[[dict[str, object]], T]) -> T:
+        """Do `work`, which adds what it learns to its argument; log a refusal before it is raised."""
+        try:
+            return work(said)
+        except SealwrightError as error:
+            self._core.refuse(error, action=action, **said)
+            raise
+
+    def _auth(self, request: AuthRequest) -> Session:
+        if request.tee not in TEES:
+            text = f"TEE {request.tee[:32]!r} cannot be verified here"
+            raise _not_allowed(text, "tee-unsupported", "auth")
+        if not request.wants_keyset():
+            raise _not_allowed("only the keyset form is served", "keyset-form-required", "auth")
+        with self._state.lock:
+            return self._sessions.start(request.tee, self._state.now())
+
+    def _attest(self, session_id: str, request: AttestRequest, said: dict[str, object]) -> str:
+        with self._state.lock:
+            now = self._state.now()
+            session = self._sessions.get(session_id, now)
+            if session.attested is not None:
+                return session.attested.token
+            nonce, session.nonce = session.nonce, None
+            if nonce is None:
+                raise VerificationError(
+                    "evidence was sent for this nonce before", code="nonce-used", stage="nonce"
+                )
+            form = parse_form(request, nonce)
+            said |= _about(form)
+            attested, tickets = self._appraise(session, request, form, now, said)
+        for ticket in tickets:
+            self._state.ledger.settle(ticket)
+        session.attested = attested
+        return attested.token
+
+    def _appraise(
+        self, session: Session, request: AttestRequest, form: Form, now: datetime, said: dict[str, object]
+    ) -> tuple[Attested, list[Ticket]]:
+        secrets = self._core.secrets
+        envelope = check_form(
+            form, request, tee=session.tee, root=secrets.root_public, log_key=secrets.log_key
+        )
+        form.keyset.check_time(now)
+        verdicts = self._verdicts(self._state.view(), form, envelope, now)
+        token = issue_ear(
+            next(iter(verdicts.values())).appraisal,
+            secrets.ear,
+            nonce=session.challenge,
+            keyset_digest=form.keyset.digest(),
+            evidence_digest=hashlib.sha256(form.envelope).digest(),
+            policies=sorted({policy for verdict in verdicts.values() for policy in verdict.policies}),
+            at=now,
+            build=__version__,
+        )
+        said["ear_digest"] = ear_digest(token)
+        attested = Attested(
+            envelope=form.envelope,
+            report_data=form.report_data,
+            keyset=form.keyset,
+            config=form.config,
+            openings={tenant: form.openings[tenant] for tenant in verdicts},
+            token=token,
+            ear_digest=ear_digest(token),
+        )
+        granted = {**said, "action": "attest", "verdict": "grant", "tenant": sorted(verdicts)}
+        return attested, [self._state.decide(present(granted)), self._log_keyset(attested)]
+
+    def _verdicts(
+        self, view: View, form: Form, envelope: EvidenceEnvelope, now: datetime
+    ) -> dict[str, Verdict]:
+        """Judge each tenant apart, so that one who withdraws a key does not stop the others."""
+        verdicts: dict[str, Verdict] = {}
+        errors: list[SealwrightError] = []
+        for tenant, listed in form.openings.items():
+            try:
+                verdicts[tenant] = judge(
+                    view,
+                    listed,
+                    form.config,
+                    envelope,
+                    report_data=form.report_data,
+                    appraise=self._core.appraise,
+                    at=now,
+                )
+            except SealwrightError as error:
+                errors.append(error)
+        if not verdicts:
+            raise errors[0]
+        return verdicts
+
+    def _log_keyset(self, attested: Attested) -> Ticket:
+        fields = {
+            "keyset": attested.keyset.encode(),
+            "config": attested.config.encode(),
+            "evidence": attested.envelope,
+            "ear": attested.token.encode(),
+        }
+        ledger = self._state.ledger
+        return ledger.submit(ledger.commit_to("keyset", fields))
+
+    def _lease(self, session_id: str, request: LeaseRequest, said: dict[str, object]) -> GivenLease:
+        with self._state.lock:
+            now = self._state.now()
+            session, attested, listed = self._attested(session_id, request.tenant, now)
+            said |= _about(attested)
+            view = self._state.view()
+            verdict = self._judge_again(view, attested, listed, now)
+            given = session.leases.get(request.tenant)
+            if given is not None:
+                given.lease.check_time(now)
+                return given
+            lease = self._make_lease(view, attested, listed, verdict, now)
+            swept = sweep(view, self._state.store.count_receipts, now)
+            changes: dict[RowKey, bytes | None] = dict(swept.changes)
+            changes |= claim(view, swept.changes, lease, request.answers, now)
+            changes["lease", lease.lease_id.hex()] = _lease_row(lease, attested).encode()
+            said |= {"lease_id": lease.lease_id, "ear_digest": attested.ear_digest}
+            said["not_after"] = lease.to_json()["not_after"]
+            self._change(view, changes, "lease", said)
+            tickets = [self._state.decide(present(dict(found))) for found in swept.mismatches]
+            given = self._sign_lease(view, lease)
+        for ticket in tickets:
+            self._state.ledger.settle(ticket)
+        session.leases[request.tenant] = given
+        return given
+
+    def _make_lease(
+        self, view: View, attested: Attested, listed: TenantList, verdict: Verdict, now: datetime
+    ) -> Lease:
+        # The strictest of the tenant's policies, and nothing outlives what it rests on.
+        ends = [now + timedelta(seconds=key.policy.lease_s) for key in verdict.keys]
+        ends += [key.policy.expires for key in verdict.keys]
+        return Lease(
+            lease_id=self._core.random(16),
+            tenant=listed.tenant,
+            keyset_digest=attested.keyset.digest(),
+            config_digest=attested.config.digest(),
+            ear_digest=attested.ear_digest,
+            kids=[LeasedKey(kid=item.kid, manifest_digest=item.manifest_digest) for item in listed.artefacts],
+            not_before=now,
+            not_after=min(*ends, attested.keyset.not_after),
+            state_epoch=view.epoch + 1,
+        )
+
+    def _sign_lease(self, view: View, lease: Lease) -> GivenLease:
+        rows = view.all(CallerRow, "caller", prefix=f"{lease.tenant}/")
+        callers = Callers(
+            tenant=lease.tenant,
+            lease_id=lease.lease_id,
+            callers=[Caller(caller=row.caller, credential_digest=row.credential_digest) for row in rows],
+        )
+        key = self._core.secrets.release
+        return GivenLease(lease=lease, envelope=lease.sign(key), callers=callers.sign(key))
+
+    def _resource(self, session_id: str, tenant: str, kid: str, said: dict[str, object]) -> bytes:
+        with self._state.lock:
+            now = self._state.now()
+            session, attested, listed = self._attested(session_id, tenant, now)
+            said |= _about(attested)
+            if kid not in [entry.kid for entry in listed.artefacts]:
+                raise _not_allowed(f"the enclave config does not list {kid}", "key-unknown", "key")
+            given = session.leases.get(tenant)
+            if given is None:
+                raise _not_allowed(
+                    "a key is released under a lease; ask for it first", "lease-missing", "lease"
+                )
+            given.lease.check_time(now)
+            view = self._state.view()
+            if view.get(LeaseRow, "lease", given.lease.lease_id.hex()) is None:
+                raise RevokedError("the lease is no longer known", code="lease-ended", stage="lease")
+            verdict = self._judge_again(view, attested, listed, now)
+            key = next(key for key in verdict.keys if key.kid == kid)
+            rests_on = digest(given.lease.digest(), key.encode())
+            before = session.releases.get(kid)
+            if before is not None and before[0] == rests_on:
+                return before[1]
+            release = self._seal(session, attested, given.lease, key)
+            said |= {
+                "lease_id": release.lease_id,
+                "policy_digest": release.policy_digest,
+                "manifest_digest": release.manifest_digest,
+            }
+            ticket = self._state.decide(present({**said, "action": "release", "verdict": "grant"}))
+        self._state.ledger.settle(ticket)
+        answer = release.sign(self._core.secrets.release)
+        session.releases[kid] = (rests_on, answer)
+        return answer
+
+    def _seal(self, session: Session, attested: Attested, lease: Lease, key: KeyRow) -> Release:
+        policy_digest = key.policy.digest()
+        manifest_digest = next(item.manifest_digest for item in lease.kids if item.kid == key.kid)
+        release = Release(
+            nonce=session.challenge,
+            tee_pubkey=attested.keyset.tee_pubkey.digest(),
+            tenant=key.tenant,
+            kid=key.kid,
+            epoch=key.epoch,
+            manifest_digest=manifest_digest,
+            lease_id=lease.lease_id,
+            lease_digest=lease.digest(),
+            policy_digest=policy_digest,
+            suite="default",
+            enc=b"",
+            ciphertext=b"",
+        )
+        context = WrapContext(kid=key.kid, tenant=key.tenant, policy_digest=policy_digest, epoch=key.epoch)
+        secret = self._core.backend.unwrap(key.wrapped, context)
+        recipient = HpkePublicKey(kem=Kem.XWING, raw=attested.keyset.tee_pubkey.pub)
+        try:
+            enc, sealed = seal_to(recipient, release.hpke_info(), b"", bytes(secret))
+        finally:
+            secret[:] = bytes(len(secret))
+        return release.model_copy(update={"enc": enc, "ciphertext": sealed})
+
+    def _attested(self, session_id: str, tenant: str, now: datetime) -> tuple[Session, Attested, TenantList]:
+        session = self._sessions.get(session_id, now)
+        if session.attested is None:
+            raise VerificationError(
+                "this session has not been attested", code="not-attested", stage="session"
+            )
+        listed = session.attested.openings.get(tenant)
+        if listed is None:
+            raise _not_allowed("this session was not attested for that tenant", "tenant-not-attested", "key")
+        return session, session.attested, listed
+
+    def _judge_again(self, view: View, attested: Attested, listed: TenantList, now: datetime) -> Verdict:
+        attested.keyset.check_time(now)
+        return judge(
+            view,
+            listed,
+            attested.config,
+            EvidenceEnvelope.parse(attested.envelope),
+            report_data=attested.report_data,
+            appraise=self._core.appraise,
+            at=now,
+        )
+
+    def _change(self, view: View, changes: Changes, action: str, said: dict[str, object]) -> None:
+        self._state.change(view, changes, present({**said, "action": action, "verdict": "grant"}))
+
+
+def _about(what: Form | Attested) -> dict[str, object]:
+    return {
+        "keyset_digest": what.keyset.digest(),
+        "config_digest": what.config.digest(),
+        "evidence_digest": hashlib.sha256(what.envelope).digest(),
+    }
+
+
+def _lease_row(lease: Lease, attested: Attested) -> LeaseRow:
+    return LeaseRow(
+        lease_id=lease.lease_id,
+        tenant=lease.tenant,
+        keyset_digest=lease.keyset_digest,
+        config_digest=lease.config_digest,
+        receipt_key=attested.keyset.receipt_key,
+        not_before=lease.not_before,
+        not_after=lease.not_after,
+    )
+
+
+def _not_allowed(text: str, code: str, stage: str) -> AppraisalError:
+    return AppraisalError([AppraisalFailure(text, code=code)], stage=stage)

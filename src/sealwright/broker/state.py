@@ -1,0 +1,204 @@
+"""The security rows, believed only as far as the log vouches for them; decisions, logged before they are answered.
+
+Spec: docs/spec/broker-state.md, Changing rows and Checking rows.
+"""
+
+from __future__ import annotations
+
+import hmac
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar
+
+from sealwright.broker.ledger import Ledger, Record, Ticket
+from sealwright.broker.rows import Changes, RowKey, Rows, changed, state_root
+from sealwright.broker.store import Pending, Store
+from sealwright.crypto.canonical import canonical, parse_json
+from sealwright.crypto.document import Document
+from sealwright.crypto.encoding import hex_decode, rfc3339, rfc3339_decode
+from sealwright.errors import FormatError, SealwrightError, UnavailableError, VerificationError
+
+D = TypeVar("D", bound=Document)
+Fields = Mapping[str, object]  # JSON values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anchor:
+    """What the last decision in the log says of the rows."""
+
+    epoch: int
+    state_root: bytes
+    at: datetime | None  # None: nothing was ever decided
+
+
+class View:
+    """The rows at one moment, proved to be those of the last decision."""
+
+    def __init__(self, rows: Rows, epoch: int) -> None:
+        """Use `State.view`."""
+        self.rows = rows
+        self.epoch = epoch
+
+    def get(self, cls: type[D], kind: str, row_id: str) -> D | None:
+        """Return one row, or None."""
+        body = self.rows.get((kind, row_id))
+        return None if body is None else _parse(cls, body)
+
+    def all(self, cls: type[D], kind: str, *, prefix: str = "") -> list[D]:
+        """Return the rows of a kind whose id begins with `prefix`, in order of their ids."""
+        keys = sorted(key for key in self.rows if key[0] == kind and key[1].startswith(prefix))
+        return [_parse(cls, self.rows[key]) for key in keys]
+
+
+class State:
+    """Reads and changes rows. Use it under `lock`, which orders decisions in the log."""
+
+    def __init__(self, store: Store, ledger: Ledger, *, clock: Callable[[], datetime]) -> None:
+        """Finish what a crash left, and check the rows against the log.
+
+        Args:
+            clock: this machine's time, UTC.
+
+        Raises:
+            VerificationError, CollateralError: docs/spec/broker-state.md, Checking rows.
+        """
+        self.lock = threading.RLock()
+        self.store, self.ledger = store, ledger
+        self._clock = clock
+        self._uncertain = False
+        self._anchor = self._recover()
+
+    @property
+    def anchor(self) -> Anchor:
+        """What the last decision says."""
+        return self._anchor
+
+    def now(self) -> datetime:
+        """Return the time, to the second and never before the last decision.
+
+        Raises:
+            UnavailableError: `clock-back`.
+        """
+        now, last = self._now(), self._anchor.at
+        if last is not None and now < last:
+            raise UnavailableError(
+                f"the clock says {rfc3339(now)}, and the last decision was at {rfc3339(last)}: mend the clock",
+                code="clock-back",
+                stage="clock",
+            )
+        return now
+
+    def view(self) -> View:
+        """Return the rows, checked against the last decision.
+
+        Raises:
+            VerificationError: `state-rolled-back`, `row-tampered`.
+        """
+        self._require_certain()
+        rows = self.store.rows()
+        self._check(rows)
+        return View(rows, self._anchor.epoch)
+
+    def decide(self, fields: Fields) -> Ticket:
+        """Record a decision that changes no row. Answer only after `ledger.settle` of the ticket."""
+        self._require_certain()
+        now = self._now()
+        at = max(now, self._anchor.at or now)
+        entry = self._entry(fields, self._anchor.epoch, self._anchor.state_root, at)
+        self._anchor = Anchor(epoch=self._anchor.epoch, state_root=self._anchor.state_root, at=at)
+        return self.ledger.submit(entry)
+
+    def change(self, view: View, changes: Changes, fields: Fields) -> None:
+        """Record a decision and change rows with it: prepared, logged, committed.
+
+        Args:
+            view: the rows that the decision was made on, of this hold of the lock.
+
+        Raises:
+            SealwrightError: whether it was logged may be unknown; then the broker has to be started again.
+        """
+        now = self.now()
+        epoch = view.epoch + 1
+        root = state_root(changed(view.rows, changes))
+        entry = self._entry(fields, epoch, root, now)
+        pending = Pending(epoch=epoch, log_size=self.ledger.size, entry=entry, changes=changes)
+        self.store.prepare(pending)
+        self._uncertain = True
+        self.ledger.settle(self.ledger.submit(entry))
+        self.store.commit(pending, self.ledger.checkpoint)
+        self._uncertain = False
+        self._anchor = Anchor(epoch=epoch, state_root=root, at=now)
+
+    def _require_certain(self) -> None:
+        if self._uncertain:
+            raise UnavailableError(
+                "a change may or may not have been logged; restart the broker, which asks the log",
+                code="state-uncertain",
+                stage="state",
+            )
+
+    def _entry(self, fields: Fields, epoch: int, root: bytes, at: datetime) -> bytes:
+        said = {**fields, "at": rfc3339(at), "epoch": epoch, "state_root": root.hex()}
+        return self.ledger.commit_to("decision", {name: canonical(value) for name, value in said.items()})
+
+    def _now(self) -> datetime:
+        return self._clock().replace(microsecond=0)
+
+    def _recover(self) -> Anchor:
+        pending = self.store.pending()
+        if pending is not None:
+            entries = self.ledger.entries_backwards(stop=max(pending.log_size, 0))
+            if any(entry == pending.entry for _, entry in entries):
+                self.store.commit(pending, self.ledger.checkpoint)
+            else:
+                self.store.drop_pending()
+        anchor = self._anchored()
+        self._anchor = anchor
+        self._check(self.store.rows())
+        return anchor
+
+    def _anchored(self) -> Anchor:
+        for record in self.ledger.decisions_backwards():
+            return _anchor(record)
+        return Anchor(epoch=0, state_root=state_root({}), at=None)
+
+    def _check(self, rows: Mapping[RowKey, bytes]) -> None:
+        if hmac.compare_digest(state_root(rows), self._anchor.state_root):
+            return
+        epoch = self.store.head().epoch
+        if epoch != self._anchor.epoch:
+            raise VerificationError(
+                f"the database stands at epoch {epoch}, the log at {self._anchor.epoch}: "
+                "one of them was restored from an earlier time",
+                code="state-rolled-back",
+                stage="state",
+            )
+        raise VerificationError(
+            f"the rows are not those that were logged at epoch {epoch}: a row was altered, added or removed",
+            code="row-tampered",
+            stage="state",
+        )
+
+
+def _parse(cls: type[D], body: bytes) -> D:
+    try:
+        return cls.parse(body)
+    except FormatError as exc:
+        raise VerificationError(str(exc), code="row-malformed", stage="state") from exc
+
+
+def _anchor(record: Record) -> Anchor:
+    try:
+        values: dict[str, Any] = {
+            name: parse_json(record.fields[name]) for name in ("at", "epoch", "state_root")
+        }
+        at, root = rfc3339_decode(values["at"]), hex_decode(values["state_root"], length=32)
+        return Anchor(epoch=int(values["epoch"]), state_root=root, at=at)
+    except (KeyError, TypeError, SealwrightError) as exc:
+        raise VerificationError(
+            f"the decision at log entry {record.index} does not say how the rows stood",
+            code="opening-mismatch",
+            stage="openings",
+        ) from exc

@@ -1,0 +1,266 @@
+"""The database: security rows, at most one pending change, and which receipt named which lease. Nothing here is trusted.
+
+SQLite in WAL with synchronous=FULL. One connection, used under the broker's lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import (
+    Column,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    bindparam,
+    create_engine,
+    delete,
+    event,
+    func,
+    insert,
+    select,
+)
+from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy.engine import URL, Connection
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import StaticPool
+
+from sealwright.broker.rows import Changes, RowKey
+from sealwright.errors import UnavailableError, VerificationError
+
+_META = MetaData()
+_ROWS = Table(
+    "security_rows",
+    _META,
+    Column("kind", String, nullable=False),
+    Column("id", String, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("kind", "id"),
+)
+_HEAD = Table(
+    "head",
+    _META,
+    Column("one", Integer, primary_key=True),
+    Column("epoch", Integer, nullable=False),
+    Column("checkpoint", LargeBinary, nullable=False),
+)
+_PENDING = Table(
+    "pending",
+    _META,
+    Column("one", Integer, primary_key=True),
+    Column("epoch", Integer, nullable=False),
+    Column("log_size", Integer, nullable=False),
+    Column("entry", LargeBinary, nullable=False),
+)
+_PENDING_ROWS = Table(
+    "pending_rows",
+    _META,
+    Column("kind", String, nullable=False),
+    Column("id", String, nullable=False),
+    Column("body", LargeBinary),
+    PrimaryKeyConstraint("kind", "id"),
+)
+_RECEIPTS = Table(
+    "receipts",
+    _META,
+    Column("entry", LargeBinary, primary_key=True),
+    Column("lease_id", LargeBinary, nullable=False, index=True),
+)
+
+_INDEX = Table(
+    "entry_index",
+    _META,
+    Column("entry_sha256", LargeBinary, primary_key=True),
+    Column("position", Integer, nullable=False),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """Where the database says it stands."""
+
+    epoch: int
+    checkpoint: bytes  # signed note; empty before the first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pending:
+    """A change that was prepared and is not yet known to be logged."""
+
+    epoch: int
+    log_size: int  # entries in the log when it was prepared
+    entry: bytes
+    changes: Changes
+
+
+class Store:
+    """One database file."""
+
+    def __init__(self, path: Path) -> None:
+        """Open, or make, the database at `path`."""
+        self._engine = create_engine(
+            URL.create("sqlite", database=str(path)),
+            poolclass=StaticPool,
+            connect_args={"check_same_thread": False},
+        )
+        event.listen(self._engine, "connect", _pragmas)
+        with self._begin() as db:
+            _META.create_all(db)
+
+    def close(self) -> None:
+        """Close the database."""
+        self._engine.dispose()
+
+    def rows(self) -> dict[RowKey, bytes]:
+        """Return all security rows, unverified."""
+        with self._begin() as db:
+            rows = {(kind, row_id): body for kind, row_id, body in db.execute(select(_ROWS))}
+        _check_types(rows)
+        return rows
+
+    def head(self) -> Head:
+        """Return where the database says it stands; epoch 0 when it is new."""
+        with self._begin() as db:
+            found = db.execute(select(_HEAD.c.epoch, _HEAD.c.checkpoint)).first()
+        if found is None:
+            return Head(epoch=0, checkpoint=b"")
+        epoch, checkpoint = found
+        if not (isinstance(epoch, int) and isinstance(checkpoint, bytes)):
+            raise _wrong_type()
+        return Head(epoch=epoch, checkpoint=checkpoint)
+
+    def pending(self) -> Pending | None:
+        """Return the change that a crash left behind, if any."""
+        with self._begin() as db:
+            found = db.execute(select(_PENDING)).first()
+            changes = {(kind, row_id): body for kind, row_id, body in db.execute(select(_PENDING_ROWS))}
+        if found is None:
+            return None
+        if not (isinstance(found.log_size, int) and isinstance(found.entry, bytes)):
+            raise _wrong_type()
+        _check_types({key: body for key, body in changes.items() if body is not None})
+        return Pending(epoch=found.epoch, log_size=found.log_size, entry=found.entry, changes=changes)
+
+    def prepare(self, pending: Pending) -> None:
+        """Make a change durable without applying it."""
+        rows = [{"kind": kind, "id": rid, "body": body} for (kind, rid), body in pending.changes.items()]
+        with self._begin() as db:
+            _drop_pending(db)
+            db.execute(
+                insert(_PENDING).values(
+                    one=1, epoch=pending.epoch, log_size=pending.log_size, entry=pending.entry
+                )
+            )
+            if rows:
+                db.execute(insert(_PENDING_ROWS), rows)
+
+    def commit(self, pending: Pending, checkpoint: bytes) -> None:
+        """Apply a prepared change, which is logged under `checkpoint`."""
+        kept = [
+            {"kind": k, "id": i, "body": body} for (k, i), body in pending.changes.items() if body is not None
+        ]
+        gone = [{"k": k, "i": i} for (k, i), body in pending.changes.items() if body is None]
+        with self._begin() as db:
+            if kept:
+                statement = upsert(_ROWS)
+                db.execute(
+                    statement.on_conflict_do_update(
+                        index_elements=["kind", "id"], set_={"body": statement.excluded.body}
+                    ),
+                    kept,
+                )
+            if gone:
+                db.execute(
+                    delete(_ROWS).where(_ROWS.c.kind == bindparam("k"), _ROWS.c.id == bindparam("i")), gone
+                )
+            db.execute(delete(_HEAD))
+            db.execute(insert(_HEAD).values(one=1, epoch=pending.epoch, checkpoint=checkpoint))
+            _drop_pending(db)
+
+    def drop_pending(self) -> None:
+        """Forget a prepared change that was never logged."""
+        with self._begin() as db:
+            _drop_pending(db)
+
+    def known_receipts(self, entries: list[bytes]) -> set[bytes]:
+        """Return those of `entries` that are remembered already."""
+        with self._begin() as db:
+            return set(db.execute(select(_RECEIPTS.c.entry).where(_RECEIPTS.c.entry.in_(entries))).scalars())
+
+    def add_receipts(self, receipts: list[tuple[bytes, bytes]]) -> None:
+        """Remember (log entry, lease id) of receipts that were logged."""
+        rows = [{"entry": entry, "lease_id": lease_id} for entry, lease_id in receipts]
+        if not rows:
+            return
+        with self._begin() as db:
+            db.execute(upsert(_RECEIPTS).on_conflict_do_nothing(), rows)
+
+    def count_receipts(self, lease_id: bytes) -> int:
+        """Return how many receipts named this lease."""
+        query = select(func.count()).select_from(_RECEIPTS).where(_RECEIPTS.c.lease_id == lease_id)
+        with self._begin() as db:
+            return int(db.execute(query).scalar_one())
+
+    def indexed(self) -> int:
+        """Return how many of the log's first entries are in the index."""
+        with self._begin() as db:
+            last = db.execute(select(func.max(_INDEX.c.position))).scalar_one()
+        return last + 1 if isinstance(last, int) else 0
+
+    def add_index(self, entries: list[tuple[bytes, int]]) -> None:
+        """Remember (SHA-256, index) of log entries."""
+        rows = [{"entry_sha256": name, "position": position} for name, position in entries]
+        if rows:
+            with self._begin() as db:
+                db.execute(upsert(_INDEX).on_conflict_do_nothing(), rows)
+
+    def find(self, entry_sha256: bytes) -> int | None:
+        """Return where the index says this entry stands; nothing vouches for it."""
+        with self._begin() as db:
+            found = db.execute(
+                select(_INDEX.c.position).where(_INDEX.c.entry_sha256 == entry_sha256)
+            ).scalar()
+        return found if isinstance(found, int) and found >= 0 else None
+
+    @contextmanager
+    def _begin(self) -> Iterator[Connection]:
+        # SQLAlchemy's own text quotes the statement's values: only the kind of error is passed on.
+        try:
+            with self._engine.begin() as db:
+                yield db
+        except SQLAlchemyError as exc:
+            cause = type(getattr(exc, "orig", None) or exc).__name__
+            raise UnavailableError(
+                f"the broker's database cannot be used ({cause})", code="store-unavailable", stage="store"
+            ) from None
+
+
+def _check_types(rows: Mapping[RowKey, bytes]) -> None:
+    # SQLite columns hold whatever type was written to them.
+    for (kind, row_id), body in rows.items():
+        if not (isinstance(kind, str) and isinstance(row_id, str) and isinstance(body, bytes)):
+            raise _wrong_type()
+
+
+def _wrong_type() -> VerificationError:
+    return VerificationError(
+        "the database holds a value of a foreign type", code="row-tampered", stage="state"
+    )
+
+
+def _drop_pending(db: Connection) -> None:
+    db.execute(delete(_PENDING_ROWS))
+    db.execute(delete(_PENDING))
+
+
+def _pragmas(connection: object, _record: object) -> None:
+    cursor = connection.cursor()  # type: ignore[attr-defined]
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "trusted_schema=OFF", "foreign_keys=ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()

@@ -1,0 +1,111 @@
+"""May this enclave have this tenant's keys, by their policies of this moment?"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from sealwright.appraisal.config import appraise_config
+from sealwright.appraisal.platform import Appraisal
+from sealwright.appraisal.policy import KeyPolicy
+from sealwright.broker.core import Appraiser
+from sealwright.broker.form import config_facts
+from sealwright.broker.rows import KeyRow
+from sealwright.broker.state import View
+from sealwright.errors import AppraisalError, AppraisalFailure, RevokedError, VerificationError
+from sealwright.evidence.envelope import EvidenceEnvelope
+from sealwright.protocol.enclave_config import EnclaveConfig, TenantList
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """A tenant's keys, all of which the enclave may have."""
+
+    keys: tuple[KeyRow, ...]
+    appraisal: Appraisal
+
+    @property
+    def policies(self) -> list[bytes]:
+        """Digests of the policies that allowed it."""
+        return sorted({key.policy.digest() for key in self.keys})
+
+
+def tenant_keys(view: View, listed: TenantList) -> tuple[KeyRow, ...]:
+    """Return the keys of a tenant's list, each the tenant's, active, and admitted for the listed manifest.
+
+    Raises:
+        RevokedError: `key-revoked`. AppraisalError: `key-unknown`, `manifest-not-admitted`.
+    """
+    keys = []
+    failures = []
+    for entry in listed.artefacts:
+        key = view.get(KeyRow, "key", entry.kid)
+        if key is None or key.tenant != listed.tenant:
+            # One answer for both: a tenant does not learn which kids others have.
+            text = f"tenant {listed.tenant} has no key {entry.kid}"
+            failures.append(AppraisalFailure(text, code="key-unknown"))
+            continue
+        if key.status != "active":
+            raise RevokedError(f"key {entry.kid} was revoked", code="key-revoked", stage="key")
+        if key.admitted is None or not hmac.compare_digest(
+            key.admitted.manifest_digest, entry.manifest_digest
+        ):
+            text = f"the manifest listed for {entry.kid} is not the one admitted"
+            failures.append(AppraisalFailure(text, code="manifest-not-admitted"))
+        keys.append(key)
+    if failures:
+        raise AppraisalError(failures, stage="key")
+    return tuple(keys)
+
+
+def judge(
+    view: View,
+    listed: TenantList,
+    config: EnclaveConfig,
+    envelope: EvidenceEnvelope,
+    *,
+    report_data: bytes,
+    appraise: Appraiser,
+    at: datetime,
+) -> Verdict:
+    """Return the tenant's keys, with the evidence proved genuine and allowed by every one of their policies.
+
+    Raises:
+        SealwrightError: not genuine, not decidable, revoked, or not allowed.
+    """
+    keys = tenant_keys(view, listed)
+    policies = {key.policy.digest(): key.policy for key in keys}
+    appraisals = [
+        _appraised(policy, config, envelope, report_data=report_data, appraise=appraise, at=at)
+        for policy in policies.values()
+    ]
+    _require(appraisals)
+    return Verdict(keys=keys, appraisal=appraisals[0])
+
+
+def _appraised(
+    policy: KeyPolicy,
+    config: EnclaveConfig,
+    envelope: EvidenceEnvelope,
+    *,
+    report_data: bytes,
+    appraise: Appraiser,
+    at: datetime,
+) -> Appraisal:
+    appraisal = appraise(envelope, policy, expected_report_data=report_data, at=at)
+    facts = config_facts(config)
+    if not hmac.compare_digest(appraisal.config_digest, facts.digest):
+        raise VerificationError(
+            "the evidence measured another enclave config than the one sent",
+            code="config-mismatch",
+            stage="config",
+        )
+    return replace(appraisal, failures=(*appraisal.failures, *appraise_config(facts, policy.config)))
+
+
+def _require(appraisals: Sequence[Appraisal]) -> None:
+    failures = [failure for appraisal in appraisals for failure in appraisal.failures]
+    if failures:
+        raise AppraisalError(list(dict.fromkeys(failures)))
