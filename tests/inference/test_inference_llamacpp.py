@@ -16,6 +16,7 @@ from sealwright.inference import llamacpp
 from sealwright.inference.engine import Engine, EngineError
 from sealwright.inference.parameters import EngineParameters
 from sealwright.inference.zygote import Zygote
+from tests.inference.support import close_others
 
 pytest.importorskip("xllamacpp")
 pytestmark = pytest.mark.slow
@@ -43,7 +44,7 @@ def sealed_model() -> int:
 
 @pytest.fixture
 def zygote() -> Iterator[Zygote]:
-    zygote = Zygote.start(llamacpp.run, confine=lambda: None, prepare=llamacpp.prepare)
+    zygote = Zygote.start(llamacpp.run, confine=close_others, prepare=llamacpp.prepare)
     yield zygote
     zygote.close()
 

@@ -12,14 +12,19 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NoReturn, Protocol, Self
 
 from sealwright.errors import UnavailableError
 from sealwright.inference.parameters import EngineParameters
 
 _MAX_MESSAGE = 4096  # bytes
-Confine = Callable[[], None]
+
+
+class Confine(Protocol):
+    """Takes away from this process what an engine must not have; see `attester.software.confine_engine`."""
+
+    def __call__(self, *, keep: Collection[int], parent: int) -> None: ...
 
 
 class EngineMain(Protocol):
@@ -42,12 +47,13 @@ class Zygote:
         Args:
             engine: runs in each engine process.
             prepare: called once in the zygote: loads the libraries that every engine needs.
-            confine: takes away what an engine must not do; called in it before the model is looked at.
+            confine: called in the zygote before all else, and in each engine before it looks at the model.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            _zygote(theirs, engine, confine, prepare)
+            _zygote(theirs, parent, engine, confine, prepare)
         theirs.close()
         return cls(pid, ours)
 
@@ -89,12 +95,17 @@ class Zygote:
 
 
 def _zygote(
-    control: socket.socket, engine: EngineMain, confine: Confine, prepare: Callable[[], object]
+    control: socket.socket,
+    parent: int,
+    engine: EngineMain,
+    confine: Confine,
+    prepare: Callable[[], object],
 ) -> NoReturn:
-    """In the zygote: let go of everything inherited, then fork engines until the enclave is gone."""
+    """In the zygote: let go of what was inherited, then fork engines until the enclave is gone."""
     children: set[int] = set()
     try:
-        _keep_only(control.fileno())
+        _deafen()
+        confine(keep={control.fileno()}, parent=parent)
         _ignore_signals()
         prepare()
         while True:
@@ -104,7 +115,7 @@ def _zygote(
                 break
             request = json.loads(message)
             if "spawn" in request:
-                pid = _fork_engine(control, fds, EngineParameters(**request["spawn"]), engine, confine)
+                pid = _fork_engine(fds, EngineParameters(**request["spawn"]), engine, confine)
                 children.add(pid)
             else:
                 pid = int(request["kill"])
@@ -117,19 +128,18 @@ def _zygote(
 
 
 def _fork_engine(
-    control: socket.socket,
     fds: list[int],
     parameters: EngineParameters,
     engine: EngineMain,
     confine: Confine,
 ) -> int:
     model_fd, channel_fd = fds
+    parent = os.getpid()
     pid = os.fork()
     if pid == 0:
         try:
-            control.close()
+            confine(keep=fds, parent=parent)
             channel = socket.socket(fileno=channel_fd)
-            confine()
             engine(channel, model_fd, parameters)
         finally:
             os._exit(1)
@@ -138,16 +148,12 @@ def _fork_engine(
     return pid
 
 
-def _keep_only(control: int) -> None:
-    """Close every descriptor but `control`; standard streams become a pipe that nobody reads."""
+def _deafen() -> None:
+    """Make the standard streams a pipe without a reader: a library that prints a prompt prints it nowhere."""
     reader, writer = os.pipe()
-    os.dup2(reader, 0)
-    os.dup2(writer, 1)
-    os.dup2(writer, 2)
-    os.closerange(3, control)
-    os.closerange(control + 1, 1 << 20)
-    os.close(0)  # no reader is left: a write to 1 or 2 fails, whatever library tries it
-    os.dup2(1, 0)
+    for stream in (0, 1, 2):
+        os.dup2(writer, stream)
+    os.close(reader)
 
 
 def _ignore_signals() -> None:
