@@ -4,7 +4,6 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV ?= uv
 export NO_MKDOCS_2_WARNING := 1
-export PYTHONDONTWRITEBYTECODE := 1
 export SEALWRIGHT_OPENAI2_PYTHON := $(CURDIR)/.venv-openai2/bin/python
 
 .PHONY: help demo test check bench docs lock clean
