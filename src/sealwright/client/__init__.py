@@ -1,0 +1,1 @@
+"""What talks to enclaves: verification, attested HTTP transports, a local endpoint."""

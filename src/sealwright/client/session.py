@@ -1,7 +1,7 @@
 """When to verify, and to whom a request may be sealed: one client's view of one enclave. No I/O.
 
-The transport asks `due` before each request, answers it with `attest` and `verified`, and seals only to
-what `sealing` returns. Renewed leases come in with sealed response heads.
+Before each request the transport asks what is `held`; if nothing is, it sends `attest` and passes the answer
+to `verified`. It seals only to what these two return. Renewed leases come in with sealed response heads.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from datetime import datetime, timedelta
 from sealwright.appraisal.policy import TrustFile
 from sealwright.client.verifier import VerifiedEnclave, renewed, verify_attestation
 from sealwright.crypto.encoding import b64url_decode
-from sealwright.errors import CollateralError, FormatError, SealwrightError
+from sealwright.errors import FormatError, SealwrightError
 from sealwright.protocol.attestation import AttestationRequest
-from sealwright.protocol.lease import Lease
+from sealwright.protocol.lease import SKEW, Lease
 
 LEASE_MARGIN = timedelta(seconds=2)  # a request sealed now should arrive within its lease
 MAX_LEASE_HEADER = 32 * 1024  # characters
@@ -29,31 +29,30 @@ class Session:
         self._random = random
         self._enclave: VerifiedEnclave | None = None
         self._trust: TrustFile | None = None
-        self._why = "nothing was verified yet"
+        self.why = "nothing was verified yet"  # what asks for the next verification
 
-    @property
-    def enclave(self) -> VerifiedEnclave | None:
-        """What was verified last, under its latest lease."""
-        return self._enclave
-
-    def due(self, trust: TrustFile, *, at: datetime) -> str | None:
-        """Return why the enclave has to be verified (again) before the next request, or None.
+    def held(self, trust: TrustFile, *, at: datetime) -> VerifiedEnclave | None:
+        """Return the enclave that a request may be sealed to at `at`; None: verify (again) first, see `why`.
 
         Args:
             trust: as it stands now; another than last time asks for a new verification.
+
+        Raises:
+            CollateralError: the trust file is not in force.
         """
+        trust.check_time(at)
         if self._trust is not None and trust != self._trust:
             self.forget("the trust file has changed")
-        held = self._enclave
-        if held is None:
-            return self._why
-        if at + LEASE_MARGIN >= held.lease.not_after or at < held.lease.not_before - timedelta(minutes=5):
-            return "the lease has ended"
-        if at >= held.keyset.not_after:
-            return "the keyset has ended"
-        if at >= held.broker_keys.not_after:
-            return "the broker's keys have ended"
-        return None
+        enclave = self._enclave
+        if enclave is not None and (ended := _ended(enclave, at)):
+            self.why = ended
+            return None
+        return enclave
+
+    @property
+    def holding(self) -> VerifiedEnclave | None:
+        """What was verified last, under its latest lease."""
+        return self._enclave
 
     def attest(self, trust: TrustFile) -> AttestationRequest:
         """Return a request for evidence over a fresh nonce."""
@@ -67,24 +66,13 @@ class Session:
         Raises:
             SealwrightError: as `verify_attestation`.
         """
-        self.forget("the last verification failed")
-        enclave = verify_attestation(bundle, nonce=request.nonce, trust=trust, at=at)
+        try:
+            enclave = verify_attestation(bundle, nonce=request.nonce, trust=trust, at=at)
+        except SealwrightError as exc:
+            self.forget(f"the last verification failed ({exc.code})")
+            raise
         self._enclave, self._trust = enclave, trust
         return enclave
-
-    def sealing(self, trust: TrustFile, *, at: datetime) -> VerifiedEnclave:
-        """Return the enclave that a request may be sealed to now.
-
-        Raises:
-            CollateralError: `not-verified`: verify first. Others: trust file or lease are not in force.
-        """
-        trust.check_time(at)
-        if (why := self.due(trust, at=at)) is not None or self._enclave is None:
-            raise CollateralError(
-                f"no verified enclave to seal to: {why}", code="not-verified", stage="session"
-            )
-        self._enclave.lease.check_time(at)
-        return self._enclave
 
     def take_lease(self, header: str, enclave: VerifiedEnclave, *, at: datetime) -> bool:
         """Take the renewed lease of a sealed response head; return whether it is held now.
@@ -111,7 +99,18 @@ class Session:
 
     def forget(self, why: str) -> None:
         """Hold nothing any more; `why` is told when the next request asks."""
-        self._enclave, self._why = None, why
+        self._enclave, self.why = None, why
+
+
+def _ended(enclave: VerifiedEnclave, at: datetime) -> str:
+    """Return what has ended, by the client's own clock; empty: nothing."""
+    if at + LEASE_MARGIN >= enclave.lease.not_after or at < enclave.lease.not_before - SKEW:
+        return "the lease has ended"
+    if at >= enclave.keyset.not_after:
+        return "the keyset has ended"
+    if at >= enclave.broker_keys.not_after:
+        return "the broker's keys have ended"
+    return ""
 
 
 def _is_newer(envelope: bytes, held: Lease) -> bool:

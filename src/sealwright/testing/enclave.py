@@ -161,10 +161,9 @@ class FakeEnclave:
         """Return that trust file as a user has it on disk."""
         return yaml.safe_dump(self.trust(**changes), sort_keys=False).encode()
 
-    def receipt(self, fields: Mapping[str, object]) -> Receipt:
+    def receipt(self, fields: Mapping[str, object], *, record_id: bytes) -> Receipt:
         """Return a signed receipt over `fields` (JSON values), and log it."""
         self.sequence += 1
-        record_id = secrets.token_bytes(16)
         made = Commitment.make(
             {name: canonical(value) for name, value in fields.items()}, record_id=record_id
         )
