@@ -1,6 +1,7 @@
 """Build the wheel, install it alone, and use it as an auditor would: no extras, no source tree.
 
-The cases are tests/vectors/bare.json: `{id, argv, exit, stdout?}`, with `{vectors}` in argv for tests/vectors.
+The cases are tests/vectors/bare.json: `{id, argv, exit, stdout?}`, run in order in one empty folder; names in
+braces stand for tests/vectors and for what `bare_fixtures.make` returns.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
+from bare_fixtures import make
 from setup import ROOT, install
 
 BUILD = ROOT / "build" / "bare"
@@ -63,8 +66,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         if subprocess.run([str(python), "-I", "-c", PROBE], cwd=folder, check=False).returncode:
             return 1
+        names = {"vectors": str(VECTORS)} | make(Path(folder))
         cases = json.loads((VECTORS / "bare.json").read_text())
-        failed = [reason for case in cases if (reason := run(python, case, folder))]
+        failed = [reason for case in cases if (reason := run(python, case, names, folder))]
     for reason in failed:
         print(reason, file=sys.stderr)
     print(f"bare wheel: {wheel.name}, {len(cases) - len(failed)} of {len(cases)} cases as expected")
@@ -89,12 +93,12 @@ def build() -> Path:
     return wheel
 
 
-def run(python: Path, case: dict[str, object], folder: str) -> str:
+def run(python: Path, case: dict[str, Any], names: dict[str, str], folder: str) -> str:
     """Run one case in `folder`; return what was not as expected, or an empty text."""
-    argv = [str(item).replace("{vectors}", str(VECTORS)) for item in json.loads(json.dumps(case["argv"]))]
+    argv = [item.format_map(names) for item in case["argv"]]
     command = [str(python), "-I", "-m", "sealwright.cli", *argv]
     result = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
-    if result.returncode == case["exit"] and str(case.get("stdout", "")) in result.stdout:
+    if result.returncode == case["exit"] and case.get("stdout", "") in result.stdout:
         return ""
     return f"{case['id']}: exit {result.returncode}, wanted {case['exit']}\n{result.stdout}{result.stderr}"
 
