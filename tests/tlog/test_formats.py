@@ -234,6 +234,14 @@ def test_sunlight_tiles_lead_to_the_mirrored_root(sunlight: Path) -> None:
     assert reader.root() == checkpoint.root
 
 
+def test_a_cosignature_has_a_time_below_2_to_63() -> None:
+    key = witness(1).vkey
+    text = b"log.example/main\n"
+    assert key.verify(text, witness(1).sign(text, time_s=2**63 - 1).signature) == 2**63 - 1
+    with pytest.raises(VerificationError):
+        key.verify(text, witness(1).sign(text, time_s=2**63).signature)
+
+
 def test_signers_are_what_their_keys_say() -> None:
     assert SIGNER.vkey.kind == ED25519
     assert witness(1).vkey.kind == COSIGNATURE_V1
