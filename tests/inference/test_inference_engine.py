@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from tests.inference.support import PARAMETERS, ask, close_others, fake_engine, model_fd
 
 from sealwright.errors import MessageFormatError, UnavailableError
 from sealwright.inference import engine as engine_module
@@ -15,7 +16,6 @@ from sealwright.inference import frames
 from sealwright.inference.engine import Engine, EngineError
 from sealwright.inference.frames import Kind
 from sealwright.inference.zygote import Zygote
-from tests.inference.support import PARAMETERS, ask, close_others, fake_engine, model_fd
 
 
 @pytest.fixture

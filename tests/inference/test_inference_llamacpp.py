@@ -11,12 +11,12 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+from tests.inference.support import close_others
 
 from sealwright.inference import llamacpp
 from sealwright.inference.engine import Engine, EngineError
 from sealwright.inference.parameters import EngineParameters
 from sealwright.inference.zygote import Zygote
-from tests.inference.support import close_others
 
 pytest.importorskip("xllamacpp")
 pytestmark = pytest.mark.slow

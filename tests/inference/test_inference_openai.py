@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.inference.support import chunk, usage
 
 from sealwright.inference.openai import ApiError, Completion, models_body, parse_chat
-from tests.inference.support import chunk, usage
 
 MINIMAL: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
