@@ -6,10 +6,8 @@ The payload is the host's and unverified; it is held against the digests in the 
 from __future__ import annotations
 
 import hmac
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field
@@ -79,7 +77,7 @@ def open_artefact(
     dek = release()
     try:
         # A copy for the opener's types would be a second one to wipe.
-        model_fd = open_memfd(_path(fds[entry.kid]), manifest, cast(bytes, dek), threads=threads)
+        model_fd = open_memfd(fds[entry.kid], manifest, cast(bytes, dek), threads=threads)
     finally:
         wipe(memoryview(dek))
     return OpenedModel(tenant=tenant, entry=entry, model_fd=model_fd)
@@ -98,8 +96,3 @@ def _manifest(entry: ArtefactEntry, payload: EnclavePayload) -> Manifest:
             stage="admitted",
         )
     return manifest
-
-
-def _path(fd: int) -> Path:
-    os.lseek(fd, 0, os.SEEK_SET)
-    return Path(f"/proc/self/fd/{fd}")

@@ -41,6 +41,10 @@ _REFUSALS = (400, 401, 403, 404, 409, 410)
 JOURNAL_INFO = joined("sealwright/journal/v1")
 
 
+class BrokerRefusal(AppraisalError):
+    """The broker itself said no: what an enclave obeys even while its lease lasts."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
     """A verified lease, with what came along and was verified too."""
@@ -92,7 +96,11 @@ class BrokerClient:
         session = Session(
             HttpConnection(self._address.url, self._connect), self._address, self._clock, identity
         )
-        session.attest()
+        try:
+            session.attest()
+        except BaseException:
+            session.close()
+            raise
         return session
 
     def journal(self, receipts: Sequence[dict[str, Any]], keyset_digest: bytes, key: HpkeKey) -> None:
@@ -265,7 +273,7 @@ class Session:
         code = _code(answer.body)
         if answer.status in _REFUSALS:
             text = f"the broker refused ({answer.status}); its log says why"
-            raise AppraisalError([AppraisalFailure(text, code=code or "broker-refused")], stage="broker")
+            raise BrokerRefusal([AppraisalFailure(text, code=code or "broker-refused")], stage="broker")
         raise UnavailableError(
             f"the broker cannot answer now ({answer.status})",
             code=code or "broker-unreachable",

@@ -12,12 +12,12 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
 from sealwright.crypto.canonical import parse_json
 from sealwright.enclave.auth import authenticate
-from sealwright.enclave.broker_client import BrokerClient, Grant, Identity, Session
+from sealwright.enclave.broker_client import BrokerClient, BrokerRefusal, Grant, Identity, Session
 from sealwright.enclave.clock import EnclaveClock
 from sealwright.enclave.lease import TenantLease
 from sealwright.enclave.notes import Note
 from sealwright.enclave.receipts import Journal, ReceiptIssuer
-from sealwright.errors import AppraisalError, RevokedError, SealwrightError, UnavailableError
+from sealwright.errors import RevokedError, SealwrightError, UnavailableError
 from sealwright.evidence.envelope import MAX_ENVELOPE
 from sealwright.protocol.attestation import AttestationBundle
 from sealwright.protocol.enclave_config import EnclaveConfig
@@ -149,10 +149,13 @@ class Enclave:
         """
         session = self._attest()
         grants = {}
-        for tenant, lease in self._leases.items():
-            grant = session.lease(tenant, answers=0)
-            self._granted(lease, grant)
-            grants[tenant] = grant
+        try:
+            for tenant, lease in self._leases.items():
+                grants[tenant] = session.lease(tenant, answers=0)
+                self._granted(lease, grants[tenant])
+        except BaseException:
+            session.close()
+            raise
         return session, grants
 
     # The loop
@@ -257,7 +260,7 @@ class Enclave:
 
     def _not_granted(self, lease: TenantLease, exc: SealwrightError) -> None:
         self._note("lease-not-renewed", tenant=lease.tenant, code=exc.code)
-        if isinstance(exc, AppraisalError):
+        if isinstance(exc, BrokerRefusal):
             lease.refused(exc.code)
         else:
             # Not reached, or not the broker's own word: it can neither extend the lease nor end it.
