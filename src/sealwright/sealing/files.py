@@ -22,19 +22,20 @@ _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | get
 class FileReader:
     """A regular file, opened once: what happens to its name later does not matter."""
 
-    def __init__(self, path: Path) -> None:
-        """Open `path`.
+    def __init__(self, source: Path | int) -> None:
+        """Open a path, or a descriptor that stays its owner's: an enclave reaches files by no path.
 
         Raises:
             UnavailableError: it cannot be opened, or is not a regular file.
         """
-        with io_errors("input-unreadable", f"cannot read {path.name}"):
-            self.fd = os.open(path, _READ)
+        name = source.name if isinstance(source, Path) else "the descriptor"
+        with io_errors("input-unreadable", f"cannot read {name}"):
+            self.fd = os.open(source, _READ) if isinstance(source, Path) else os.dup(source)
         self._lock = threading.Lock()
         self._status = os.fstat(self.fd)
         if not stat.S_ISREG(self._status.st_mode):
             self.close()
-            raise UnavailableError(f"{path.name} is not a regular file", code="input-unreadable")
+            raise UnavailableError(f"{name} is not a regular file", code="input-unreadable")
 
     @property
     def size(self) -> int:
@@ -127,15 +128,16 @@ def read_at(fd: int, offset: int, out: memoryview, lock: threading.Lock) -> int:
 
 
 def write_all(fd: int, offset: int, data: memoryview, lock: threading.Lock) -> None:
-    """Write all of `data` at `offset`. `lock` serves systems without pwrite."""
-    while data:
-        if hasattr(os, "pwrite"):
-            count = os.pwrite(fd, data, offset)
-        else:
-            with lock:
+    """Write all of `data` at `offset`."""
+    # The kernel lets one writer into a file at a time; waiting here costs less than spinning there.
+    with lock:
+        while data:
+            if hasattr(os, "pwrite"):
+                count = os.pwrite(fd, data, offset)
+            else:
                 os.lseek(fd, offset, os.SEEK_SET)
                 count = os.write(fd, data)
-        data, offset = data[count:], offset + count
+            data, offset = data[count:], offset + count
 
 
 @contextmanager

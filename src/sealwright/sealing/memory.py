@@ -62,7 +62,7 @@ class MemfdSink:
 
 
 def open_memfd(
-    artefact: Path,
+    artefact: Path | int,
     manifest: Manifest,
     dek: bytes,
     *,

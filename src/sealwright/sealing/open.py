@@ -51,7 +51,7 @@ def read_manifest(artefact: Path) -> bytes:
 
 
 def open_into(
-    artefact: Path,
+    artefact: Path | int,
     manifest: Manifest,
     dek: bytes,
     into: Sink,
@@ -63,6 +63,7 @@ def open_into(
     """Decrypt `artefact` into `into` and commit it, proved whole and genuine.
 
     Args:
+        artefact: a path, or an open descriptor, which stays open.
         manifest: from `Manifest.verify`; its signature and admission are not checked again.
         dek: 32 bytes.
         threads: each uses two segments of memory.
