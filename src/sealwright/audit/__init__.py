@@ -1,0 +1,1 @@
+"""Checking afterwards, offline, what was done: receipts and their proofs."""

@@ -88,7 +88,7 @@ class Exchange:
     head: ResponseHead
     ready: list[bytes]  # pieces of the body that came with the head
     _reader: ResponseReader
-    _enclave: VerifiedEnclave
+    enclave: VerifiedEnclave  # whom the request was sealed to, under its latest lease
     _request_digest: bytes
     _hash: Any = field(default_factory=hashlib.sha256)
     _held: list[bytes] = field(default_factory=list)
@@ -115,7 +115,7 @@ class Exchange:
             raise missing(self.ended)
         return answer_receipt(
             trailers[0],
-            self._enclave,
+            self.enclave,
             request_digest=self._request_digest,
             response_digest=self._hash.digest(),
         )
@@ -216,7 +216,7 @@ class Exchanges:
             head=reader.head,
             ready=[],
             _reader=reader,
-            _enclave=self._renewed(reader.head, enclave),
+            enclave=self._renewed(reader.head, enclave),
             _request_digest=hashlib.sha256(request.body).digest(),
             ended=data is None,
         )

@@ -63,7 +63,7 @@ class _Shell:
             exchange.head.status,
             headers=list(exchange.head.headers),
             stream=stream,
-            extensions={"sealwright": exchange.receipt},
+            extensions={"sealwright": exchange.receipt, "sealwright_enclave": exchange.enclave},
         )
 
     def _refused(self, error: SealwrightError) -> Any:

@@ -42,6 +42,10 @@ class ReceiptFile(Record):
         """Return the file's bytes: indented JSON, proof null while there is none."""
         return json.dumps({"proof": None, **self.to_json()}, indent=1).encode() + b"\n"
 
+    def with_proof(self, proof: str) -> Self:
+        """Return this file with the text of a `.tlog-proof`."""
+        return self.model_copy(update={"proof": proof})
+
     def entry(self) -> bytes:
         """Return the log entry that this receipt, still unverified, must have."""
         return self.receipt.unverified_statement().log_entry()

@@ -1,0 +1,247 @@
+"""Any file of evidence, looked at offline: what was proved, and what was *not* checked. No I/O.
+
+With a trust file an attestation bundle is verified whole; without one only genuineness can be judged, and the
+report says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sealwright.appraisal.config import ConfigFacts, appraise_config
+from sealwright.appraisal.evidence import appraise_evidence
+from sealwright.appraisal.policy import KeyPolicy, TrustFile
+from sealwright.audit.receipts import verify_receipt_file
+from sealwright.client.receipts import ReceiptFile
+from sealwright.client.verifier import verify_attestation
+from sealwright.crypto.canonical import canonical, parse_json
+from sealwright.crypto.encoding import rfc3339
+from sealwright.endorsement.software import SoftwareEndorsement
+from sealwright.errors import (
+    AppraisalError,
+    AppraisalFailure,
+    EvidenceFormatError,
+    VerificationError,
+)
+from sealwright.evidence.envelope import EvidenceEnvelope
+from sealwright.evidence.software import SoftwareQuote
+from sealwright.protocol.attestation import MAX_BUNDLE, AttestationBundle
+from sealwright.protocol.enclave_config import EnclaveConfig
+from sealwright.protocol.keyset import Keyset
+from sealwright.protocol.receipt import verify_receipt
+from sealwright.protocol.report_data import Purpose, report_data
+from sealwright.tlog.policy import LogPolicy
+from sealwright.verify.software import VerifiedSoftware, verify_software
+
+EVIDENCE, BUNDLE, RECEIPT = "sealwright-evidence/v1", "sealwright-attestation/v1", "sealwright-receipt/v1"
+Rules = TrustFile | KeyPolicy
+
+
+@dataclass(slots=True, kw_only=True)
+class Report:
+    """What a file proves. `allowed` is None where nothing was there to judge by."""
+
+    kind: str
+    platform: str
+    confidential: bool
+    allowed: bool | None
+    checked: list[str] = field(default_factory=list)
+    not_checked: list[str] = field(default_factory=list)
+    details: dict[str, object] = field(default_factory=dict)
+
+    def require_hardware(self) -> None:
+        """Raise AppraisalError unless the platform is a hardware TEE."""
+        if not self.confidential:
+            text = f"platform `{self.platform}` is not hardware"
+            raise AppraisalError([AppraisalFailure(text, code="hardware-required")])
+
+
+def kind_of(raw: bytes) -> str:
+    """Return the format that a file names.
+
+    Raises:
+        EvidenceFormatError: `unknown-format`: none that can be verified here.
+    """
+    match parse_json(raw, limit=4 << 20, error=EvidenceFormatError):
+        case {"format": str(name)} if name in (EVIDENCE, BUNDLE, RECEIPT):
+            return name
+    raise EvidenceFormatError(
+        "neither evidence, nor an attestation bundle, nor a receipt file", code="unknown-format"
+    )
+
+
+def check_envelope(raw: bytes, *, rules: Rules | None, expected: bytes | None, at: datetime) -> Report:
+    """Report on an evidence envelope.
+
+    Args:
+        rules: what to appraise by; None: only genuineness is judged.
+        expected: 64 bytes that the quote must carry; None: freshness is not judged.
+
+    Raises:
+        EvidenceFormatError, VerificationError, RevokedError, CollateralError, AppraisalError
+    """
+    envelope = EvidenceEnvelope.parse(raw)
+    genuine = _genuine(envelope, expected, at)
+    report = _of(EVIDENCE, genuine)
+    _freshness(report, expected is not None, "report data")
+    if rules is None:
+        report.not_checked += ["whether root, code, config and claims are allowed (no trust file or policy)"]
+        return report
+    _judge(report, envelope, genuine, rules, None, at)
+    return report
+
+
+def check_bundle(raw: bytes, *, rules: Rules | None, nonce: bytes | None, at: datetime) -> Report:
+    """Report on an attestation bundle. With a trust file and a nonce it is verified as a client does it.
+
+    Raises:
+        FormatError, VerificationError, RevokedError, CollateralError, AppraisalError
+    """
+    bundle = AttestationBundle.parse(raw, limit=MAX_BUNDLE)
+    if isinstance(rules, TrustFile) and nonce is not None:
+        return _client_view(raw, rules, nonce, at)
+    envelope = EvidenceEnvelope.parse(canonical(bundle.evidence))
+    config, keyset = EnclaveConfig.parse(bundle.config), Keyset.parse(bundle.keyset)
+    expected = None if nonce is None else _serve(nonce, config, keyset)
+    genuine = _genuine(envelope, expected, at)
+    if genuine.registers[1] != config.digest():
+        raise VerificationError(
+            "the config is not the one that was measured", code="config-digest-mismatch", stage="evidence"
+        )
+    report = _of(BUNDLE, genuine)
+    report.checked.append("the enclave config is the measured one")
+    _freshness(report, nonce is not None, "nonce, and with it the keyset")
+    report.not_checked.append("lease, broker and result (they need a trust file and the nonce)")
+    report.details["keyset_digest"] = keyset.digest().hex()
+    if rules is None:
+        report.not_checked.append(
+            "whether root, code, config and claims are allowed (no trust file or policy)"
+        )
+    else:
+        _judge(report, envelope, genuine, rules, config, at)
+    return report
+
+
+def check_receipt(raw: bytes, *, trust: TrustFile | None) -> Report:
+    """Report on a receipt file, as of its time of issue.
+
+    Raises:
+        FormatError, VerificationError, RevokedError, CollateralError, AppraisalError
+    """
+    file = ReceiptFile.parse(raw)
+    if trust is not None:
+        policy = LogPolicy.parse(trust.log_policy.encode())
+        verified = verify_receipt_file(file, trust=trust, log_policy=policy)
+        report = (
+            _client_view(file.attestation.encode(), trust, file.nonce, verified.enclave.lease.not_before)
+            if file.lease is None
+            else _of_appraisal(verified.enclave.appraisal.platform, verified.enclave.confidential)
+        )
+        report.kind = RECEIPT
+        report.checked += ["receipt: signature, commitment, fields", "log: the receipt's entry is in it"]
+        report.details["receipt_id"] = verified.statement.predicate.receipt_id.hex()
+        return report
+    said = file.receipt.unverified_statement().predicate
+    report = check_bundle(file.attestation.encode(), rules=None, nonce=file.nonce, at=said.issued)
+    config, keyset = EnclaveConfig.parse(file.attestation.config), Keyset.parse(file.attestation.keyset)
+    verify_receipt(file.receipt, keyset, config_digest=config.digest())
+    report.kind = RECEIPT
+    report.checked.append("receipt: signature by the quoted keyset, commitment, fields")
+    report.not_checked.append("log (no trust file)")
+    report.details |= {"receipt_id": said.receipt_id.hex(), "issued": rfc3339(said.issued)}
+    return report
+
+
+def _client_view(raw: bytes, trust: TrustFile, nonce: bytes, at: datetime) -> Report:
+    found = verify_attestation(raw, nonce=nonce, trust=trust, at=at)
+    report = _of_appraisal(found.appraisal.platform, found.confidential)
+    report.details = {
+        "code": found.appraisal.code.hex(),
+        "config_digest": found.config_digest.hex(),
+        "keyset_digest": found.keyset_digest.hex(),
+        "claims": dict(found.appraisal.claims),
+        "tenant": found.lease.tenant,
+        "lease_until": rfc3339(found.lease.not_after),
+    }
+    return report
+
+
+def _of_appraisal(platform: str, confidential: bool) -> Report:
+    checked = [
+        "evidence: genuine, made for this nonce, keyset and config",
+        "platform, root, code, config and claims: allowed by the trust file",
+        "keyset, broker keys, lease and result: genuine and in force",
+    ]
+    return Report(kind=BUNDLE, platform=platform, confidential=confidential, allowed=True, checked=checked)
+
+
+def _genuine(envelope: EvidenceEnvelope, expected: bytes | None, at: datetime) -> VerifiedSoftware:
+    quote = SoftwareQuote.parse(envelope.evidence)
+    endorsement = SoftwareEndorsement.parse(envelope.endorsements.chain, envelope.endorsements.crl)
+    own = quote.unverified_body.report_data
+    return verify_software(
+        quote, endorsement, expected_report_data=own if expected is None else expected, at=at
+    )
+
+
+def _serve(nonce: bytes, config: EnclaveConfig, keyset: Keyset) -> bytes:
+    return report_data(
+        Purpose.SERVE, nonce=nonce, config_digest=config.digest(), keyset_digest=keyset.digest()
+    )
+
+
+def _of(kind: str, genuine: VerifiedSoftware) -> Report:
+    details: dict[str, object] = {
+        "root": genuine.root_fingerprint.hex(),
+        "code": genuine.registers[0].hex(),
+        "config_digest": genuine.registers[1].hex(),
+        "report_data": genuine.report_data.hex(),
+        "claims": genuine.claims.to_json(),
+    }
+    checked = ["evidence: signed by its quoting key, whose chain and CRL hold"]
+    return Report(
+        kind=kind, platform="software", confidential=False, allowed=None, checked=checked, details=details
+    )
+
+
+def _freshness(report: Report, given: bool, what: str) -> None:
+    if given:
+        report.checked.append(f"freshness: the expected {what}")
+    else:
+        report.not_checked.append(f"freshness (no expected {what})")
+
+
+def _judge(
+    report: Report,
+    envelope: EvidenceEnvelope,
+    genuine: VerifiedSoftware,
+    rules: Rules,
+    config: EnclaveConfig | None,
+    at: datetime,
+) -> None:
+    appraisal = appraise_evidence(envelope, rules, expected_report_data=genuine.report_data, at=at)
+    failures = list(appraisal.failures)
+    if config is not None or rules.config.digests:
+        failures += appraise_config(_facts(genuine.registers[1], config), rules.config)
+        report.checked.append("config: allowed")
+    else:
+        report.not_checked.append("config (its digest alone does not say what it names)")
+    if failures:
+        raise AppraisalError(failures)
+    report.allowed = True
+    report.checked.append("platform, root, code and claims: allowed")
+
+
+def _facts(digest: bytes, config: EnclaveConfig | None) -> ConfigFacts:
+    named: Mapping[str, Any] = {"brokers": (), "policy_signers": (), "log_keys": (), "egress": ()}
+    if config is not None:
+        named = {
+            "brokers": [broker.root for broker in config.brokers],
+            "policy_signers": config.policy_signers,
+            "log_keys": config.log.keys,
+            "egress": config.egress,
+        }
+    return ConfigFacts(digest=digest, **named)
