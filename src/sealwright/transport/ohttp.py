@@ -39,23 +39,20 @@ _RESPONSE_LABEL = b"message/bhttp chunked response"
 _FINAL = b"final"
 
 
-class _ResponseKeys:
-    """AEAD and nonces of one response, derived from the request's context and the response nonce."""
+def _response_keys(
+    context: SenderContext | RecipientContext, enc: bytes, nonce: bytes
+) -> tuple[AESGCM | ChaCha20Poly1305, int]:
+    """Return cipher and first AEAD nonce of the response, from the request's context."""
+    aead = context.aead
+    prk = HKDF.extract(hashes.SHA256(), enc + nonce, context.export(_RESPONSE_LABEL, nonce_length(aead)))
+    cipher = aead.cipher(_expand(prk, b"key", aead.key_length))
+    return cipher, int.from_bytes(_expand(prk, b"nonce", NONCE_LENGTH), "big")
 
-    def __init__(self, context: SenderContext | RecipientContext, enc: bytes, nonce: bytes) -> None:
-        aead = context.aead
-        secret = context.export(_RESPONSE_LABEL, nonce_length(aead))
-        prk = HKDF.extract(hashes.SHA256(), enc + nonce, secret)
-        self.cipher: AESGCM | ChaCha20Poly1305 = aead.cipher(_expand(prk, b"key", aead.key_length))
-        self._base = int.from_bytes(_expand(prk, b"nonce", NONCE_LENGTH), "big")
-        self._counter = 0
 
-    def next_nonce(self) -> bytes:
-        if self._counter >= MAX_MESSAGES:
-            raise VerificationError("this response is used up", code="hpke-message-limit", stage="seal")
-        nonce = (self._base ^ self._counter).to_bytes(NONCE_LENGTH, "big")
-        self._counter += 1
-        return nonce
+def _used_up() -> VerificationError:
+    return VerificationError(
+        "this response has ended, or is used up", code="hpke-message-limit", stage="seal"
+    )
 
 
 def nonce_length(aead: Aead) -> int:
@@ -235,24 +232,34 @@ class RequestOpener(_Opener):
 class ResponseSealer:
     """Seals one response, chunk by chunk."""
 
-    __slots__ = ("_encrypt", "_keys", "prefix")
+    __slots__ = ("_base", "_counter", "_encrypt", "prefix")
 
     def __init__(
         self, context: RecipientContext, enc: bytes, *, nonce: Callable[[int], bytes] = secrets.token_bytes
     ) -> None:
         """Args: context, enc: of the request; nonce: random bytes of a length."""
         self.prefix = nonce(nonce_length(context.aead))  # the bytes before the first chunk
-        self._keys = _ResponseKeys(context, enc, self.prefix)
-        self._encrypt = self._keys.cipher.encrypt
+        cipher, self._base = _response_keys(context, enc, self.prefix)
+        self._encrypt = cipher.encrypt
+        self._counter = 0
 
     def seal(self, chunk: bytes) -> bytes:
         """Return the frame of a chunk, 1 to `MAX_CHUNK` bytes, that is not the last."""
-        sealed = self._encrypt(self._keys.next_nonce(), chunk, None)
+        # Every token of every answer comes through here: one call fewer is worth having.
+        counter = self._counter
+        if counter >= MAX_MESSAGES:
+            raise _used_up()
+        self._counter = counter + 1
+        sealed = self._encrypt((self._base ^ counter).to_bytes(NONCE_LENGTH, "big"), chunk, None)
         return encode_varint(len(sealed)) + sealed
 
     def finish(self, chunk: bytes = b"") -> bytes:
         """Return the frame of the last chunk, which may be empty."""
-        return b"\x00" + self._encrypt(self._keys.next_nonce(), chunk, _FINAL)
+        if self._counter >= MAX_MESSAGES:
+            raise _used_up()
+        nonce = (self._base ^ self._counter).to_bytes(NONCE_LENGTH, "big")
+        self._counter = MAX_MESSAGES  # nothing comes after the last
+        return b"\x00" + self._encrypt(nonce, chunk, _FINAL)
 
 
 class ResponseOpener(_Opener):
@@ -267,8 +274,14 @@ class ResponseOpener(_Opener):
         end = nonce_length(self._context.aead)
         if len(prefix) < end:
             return None
-        self._keys = _ResponseKeys(self._context, self._enc, prefix[:end])
+        cipher, self._base = _response_keys(self._context, self._enc, prefix[:end])
+        self._decrypt = cipher.decrypt
+        self._counter = 0
         return prefix[end:]
 
     def _open(self, sealed: bytes, aad: bytes) -> bytes:
-        return self._keys.cipher.decrypt(self._keys.next_nonce(), sealed, aad)
+        if self._counter >= MAX_MESSAGES:
+            raise _used_up()
+        nonce = (self._base ^ self._counter).to_bytes(NONCE_LENGTH, "big")
+        self._counter += 1
+        return self._decrypt(nonce, sealed, aad)

@@ -19,7 +19,7 @@ class ResponseWriter:
         if not 4 <= bucket <= 4096:
             raise ValueError("a bucket has 4 to 4096 bytes")
         self.finished = False
-        self._sealer = sealer
+        self._sealer, self._seal = sealer, sealer.seal
         self._bucket = bucket
         self._room = MAX_CHUNK - 8 - 2 * bucket  # leaves a full chunk its length and padding
         self._comments = comments(bucket)
@@ -53,7 +53,7 @@ class ResponseWriter:
     def body(self, data: bytes, more: bool) -> bytes:
         """Take a piece of the body; `more` tells that it is not the last."""
         if more and self._sse and 0 < len(data) <= self._room:
-            return self._sealer.seal(self._event(data))
+            return self._seal(self._event(data))
         out = self._event_frames(data) if self._sse else self._plain_frames(data, more)
         return out if more or self._awaits_trailers else out + self._end()
 
@@ -63,13 +63,14 @@ class ResponseWriter:
         return b"" if more else self._end()
 
     def _event(self, data: bytes) -> bytes:
-        if data.endswith(b"\n\n"):
-            data += self._comments[len(data) % self._bucket]
+        if data[-2:] == b"\n\n":
+            comment = self._comments[len(data) % self._bucket]
+            return b"%b%b%b" % (encode_varint(len(data) + len(comment)), data, comment)
         return encode_varint(len(data)) + data
 
     def _event_frames(self, data: bytes) -> bytes:
         pieces = (data[at : at + self._room] for at in range(0, len(data), self._room))
-        return b"".join(self._sealer.seal(self._event(piece)) for piece in pieces)
+        return b"".join(self._seal(self._event(piece)) for piece in pieces)
 
     def _plain_frames(self, data: bytes, more: bool) -> bytes:
         pieces = (data[at : at + MAX_CHUNK] for at in range(0, len(data), MAX_CHUNK))
@@ -79,7 +80,7 @@ class ResponseWriter:
 
     def _frames(self, plain: bytes) -> bytes:
         pieces = (plain[at : at + MAX_CHUNK] for at in range(0, len(plain), MAX_CHUNK))
-        return b"".join(map(self._sealer.seal, pieces))
+        return b"".join(map(self._seal, pieces))
 
     def _end(self) -> bytes:
         plain = self._held + encode_end(self._trailers)
