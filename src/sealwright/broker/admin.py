@@ -85,7 +85,7 @@ class Admin:
 
         return describe(self._changed("key-revoke", said, work))
 
-    def keys(self) -> list[Json]:
+    def list_keys(self) -> list[Json]:
         """List all keys."""
         with self._state.lock:
             return [describe(row) for row in self._state.view().all(KeyRow, "key")]

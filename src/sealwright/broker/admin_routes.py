@@ -77,7 +77,7 @@ def admin_routes(admin: Admin, secrets: BrokerSecrets) -> list[BaseRoute]:
     return [
         route("GET", "/status", _plain(lambda _: admin.status())),
         route("GET", "/decisions", _plain(lambda request: {"decisions": admin.decisions(_limit(request))})),
-        route("GET", "/keys", _plain(lambda _: {"keys": admin.keys()})),
+        route("GET", "/keys", _plain(lambda _: {"keys": admin.list_keys()})),
         route("POST", "/keys", _create_key(admin)),
         route("GET", "/keys/{kid}", _plain(lambda request: admin.key(name_of(request, "kid")))),
         route("POST", "/keys/{kid}/policy", _set_policy(admin)),

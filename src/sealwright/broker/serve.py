@@ -1,0 +1,73 @@
+"""The broker as a process: one socket, one loop, an orderly end on SIGTERM."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from sealwright.errors import SettingsError, UnavailableError
+
+GRACE_S = 5  # for requests under way
+MAX_CONNECTIONS = 512
+
+
+class _Server(uvicorn.Server):
+    """Ends with exit code 0 on SIGTERM and SIGINT; uvicorn would raise the signal again."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        before = {sig: signal.signal(sig, self.handle_exit) for sig in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for sig, handler in before.items():
+                signal.signal(sig, handler)
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """Return host and port of `HOST:PORT`. Raises SettingsError: `malformed-listen`."""
+    host, _, port = text.rpartition(":")
+    if not host or not (port.isascii() and port.isdecimal() and int(port) < 1 << 16):
+        raise SettingsError("--listen is HOST:PORT", code="malformed-listen")
+    return host.strip("[]"), int(port)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a listening socket. Raises UnavailableError: `cannot-listen`."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=128)
+    except OSError as exc:
+        raise UnavailableError(
+            f"cannot listen on {host} port {port}: {exc.strerror}", code="cannot-listen", stage="listen"
+        ) from exc
+
+
+def harden() -> None:
+    """Keep keys off the disk: no core dumps, files for this user only."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.umask(0o077)
+
+
+def serve(app: ASGIApp, sock: socket.socket, log: Callable[..., None]) -> None:
+    """Serve until SIGTERM or SIGINT, then let requests under way end."""
+    config = uvicorn.Config(
+        app,
+        access_log=False,
+        log_config=None,
+        lifespan="off",
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+    _Server(config).run(sockets=[sock])
+    log("stopped")

@@ -1,0 +1,295 @@
+"""`sealwright broker`: make and run a broker, and administer one over HTTP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from sealwright.cli._output import emit
+from sealwright.crypto.encoding import b64url, b64url_decode
+from sealwright.errors import SettingsError
+
+MAX_INPUT = 4 << 20  # bytes of a policy or manifest
+
+
+def _group(text: str) -> typer.Typer:
+    return typer.Typer(help=text, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+
+
+app = _group("Appraise enclaves, hold keys and release them.")
+key = _group("Keys: made inside, wrapped, released under a policy.")
+policy = _group("Policies of keys.")
+caller = _group("Callers: who may ask enclaves for answers.")
+owner = _group("Owners' keys, whose manifests are admitted.")
+manifest = _group("The manifest that a key may open.")
+decisions = _group("Decisions in the log.")
+for _name, _app in {
+    "key": key,
+    "policy": policy,
+    "caller": caller,
+    "owner": owner,
+    "manifest": manifest,
+    "decisions": decisions,
+}.items():
+    app.add_typer(_app, name=_name)
+
+Broker = Annotated[str, typer.Option(help="URL of the broker.")]
+TokenFile = Annotated[Path, typer.Option(help="File with the admin token.")]
+PolicyFile = Annotated[Path, typer.Option("--policy", help="Policy, YAML (docs/spec/appraisal.md).")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Holder = Annotated[
+    Path | None, typer.Option(help="File kept elsewhere with the highest checkpoint: shows rollbacks.")
+]
+
+
+@app.command()
+def init(
+    directory: Annotated[Path, typer.Argument(help="Folder to make; must be empty or absent.")],
+    origin: Annotated[str | None, typer.Option(help="Name of the log; default: from the root key.")] = None,
+    holder: Holder = None,
+    as_json: Json = False,
+) -> None:
+    """Make a broker: its keys, its log, its admin token. The folder is for its user only."""
+    from sealwright.broker.service import init_broker
+    from sealwright.broker.settings import Layout
+
+    secrets = init_broker(directory, origin=origin, holder=holder)
+    layout = Layout(root=directory)
+    result: dict[str, object] = {
+        "directory": str(directory),
+        "root": b64url(secrets.root_public),
+        "log_key": secrets.log_key,
+        "log": str(layout.log),
+        "admin_token": str(layout.admin_token),
+    }
+    lines = [
+        f"root         {result['root']}   (configs, policies and trust files name it)",
+        f"log key      {secrets.log_key}",
+        f"log          {layout.log}",
+        f"admin token  {layout.admin_token}   (move it to the administrator)",
+        f"next:  sealwright broker serve {directory} --listen 127.0.0.1:8420",
+    ]
+    emit(result, as_json=as_json, lines=lines)
+
+
+@app.command()
+def serve(
+    directory: Annotated[Path, typer.Argument(help="The broker's folder, from `broker init`.")],
+    listen: Annotated[str, typer.Option(help="HOST:PORT; port 0 takes a free one.")] = "127.0.0.1:8420",
+    holder: Holder = None,
+    new_holder: Annotated[bool, typer.Option("--new-holder", help="Begin the holder file.")] = False,
+    log_format: Annotated[str, typer.Option(help="text or json; one line a request, on stderr.")] = "text",
+) -> None:
+    """Serve enclaves and the administrator. Ends on SIGTERM or SIGINT."""
+    from sealwright.broker import serve as server
+    from sealwright.broker.http import Journalist
+    from sealwright.broker.service import open_broker
+
+    if log_format not in ("text", "json"):
+        raise typer.BadParameter("--log-format is text or json")
+    host, port = server.parse_listen(listen)
+    server.harden()
+    log = Journalist(as_json=log_format == "json")
+    with (
+        open_broker(directory, holder=holder, new_holder=new_holder) as running,
+        server.bind(host, port) as sock,
+    ):
+        shown = f"[{host}]" if ":" in host else host
+        root = b64url(running.core.secrets.root_public)
+        log("serving", url=f"http://{shown}:{sock.getsockname()[1]}", root=root)
+        server.serve(running.app(log=log), sock, log)
+
+
+@app.command()
+def status(broker: Broker, token_file: TokenFile, as_json: Json = False) -> None:
+    """Say how the broker stands: root, log, keys, leases, count mismatches, rollback protection."""
+    found = _ask(broker, token_file, "GET", "/status")
+    lines = [f"{name:17} {value}" for name, value in found.items() if name != "count_mismatches"]
+    mismatches = found.get("count_mismatches") or []
+    lines.append(f"{'count mismatches':17} {len(mismatches)}")
+    lines += [
+        f"  lease {item['lease_id']}: {item['answers']} answers said, {item['logged']} receipts logged"
+        for item in mismatches
+    ]
+    emit(found, as_json=as_json, lines=lines)
+
+
+@key.command("create")
+def key_create(
+    tenant: Annotated[str, typer.Argument(help="Whose key.")],
+    kid: Annotated[str, typer.Argument(help="Name of the key, over all tenants.")],
+    model: Annotated[str, typer.Option(help="Name of the model that it will open.")],
+    policy_file: PolicyFile,
+    broker: Broker,
+    token_file: TokenFile,
+    as_json: Json = False,
+) -> None:
+    """Make a key inside the broker, under a policy."""
+    body = {"tenant": tenant, "kid": kid, "model": model, "policy": _text(policy_file)}
+    _emit_key(_ask(broker, token_file, "POST", "/keys", body), as_json=as_json)
+
+
+@key.command("list")
+def key_list(broker: Broker, token_file: TokenFile, as_json: Json = False) -> None:
+    """List all keys."""
+    found = _ask(broker, token_file, "GET", "/keys")
+    lines = [f"{item['kid']:24} {item['tenant']:16} {item['status']}" for item in found["keys"]]
+    emit(found, as_json=as_json, lines=lines or ["no keys yet"])
+
+
+@key.command("status")
+def key_status(
+    kid: Annotated[str, typer.Argument()], broker: Broker, token_file: TokenFile, as_json: Json = False
+) -> None:
+    """Show one key: policy, admitted manifest, whether it is revoked."""
+    _emit_key(_ask(broker, token_file, "GET", f"/keys/{_path(kid)}"), as_json=as_json)
+
+
+@key.command("revoke")
+def key_revoke(
+    kid: Annotated[str, typer.Argument()], broker: Broker, token_file: TokenFile, as_json: Json = False
+) -> None:
+    """Release a key no more. An enclave that has it keeps it until its lease ends."""
+    _emit_key(_ask(broker, token_file, "POST", f"/keys/{_path(kid)}/revoke"), as_json=as_json)
+
+
+@policy.command("set")
+def policy_set(
+    kid: Annotated[str, typer.Argument()],
+    policy_file: PolicyFile,
+    broker: Broker,
+    token_file: TokenFile,
+    as_json: Json = False,
+) -> None:
+    """Give a key another policy; it decides from the next request on."""
+    body = {"policy": _text(policy_file)}
+    _emit_key(_ask(broker, token_file, "POST", f"/keys/{_path(kid)}/policy", body), as_json=as_json)
+
+
+@manifest.command("admit")
+def manifest_admit(
+    kid: Annotated[str, typer.Argument()],
+    envelope: Annotated[Path, typer.Argument(help="NAME.sealed.json.")],
+    broker: Broker,
+    token_file: TokenFile,
+    owner_key: Annotated[
+        str | None, typer.Option(help="Owner's public key, base64url; pinned with the first manifest.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Also an older one, or another artefact.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a signed manifest the one that a key may open."""
+    body: dict[str, object] = {"envelope": b64url(_bytes(envelope)), "force": force}
+    if owner_key is not None:
+        body["owner_key"] = owner_key
+    _emit_key(_ask(broker, token_file, "POST", f"/keys/{_path(kid)}/manifest", body), as_json=as_json)
+
+
+@owner.command("add")
+def owner_add(
+    tenant: Annotated[str, typer.Argument()],
+    public_key: Annotated[str, typer.Argument(help="Ed25519, base64url, from `owner-key show`.")],
+    broker: Broker,
+    token_file: TokenFile,
+    as_json: Json = False,
+) -> None:
+    """Admit manifests signed by one more key of the owner."""
+    b64url_decode(public_key, length=32, error=SettingsError)
+    body = {"key": public_key}
+    found = _ask(broker, token_file, "POST", f"/tenants/{_path(tenant)}/owners", body)
+    emit(found, as_json=as_json, lines=[f"owner key  {found['key_id']} of {tenant}"])
+
+
+@caller.command("add")
+def caller_add(
+    tenant: Annotated[str, typer.Argument()],
+    name: Annotated[str, typer.Argument()],
+    broker: Broker,
+    token_file: TokenFile,
+    as_json: Json = False,
+) -> None:
+    """Let someone ask enclaves for answers. The credential is shown once and kept as a digest."""
+    found = _ask(broker, token_file, "POST", f"/tenants/{_path(tenant)}/callers", {"caller": name})
+    emit(found, as_json=as_json, lines=[str(found["credential"])])
+
+
+@caller.command("list")
+def caller_list(
+    tenant: Annotated[str, typer.Argument()], broker: Broker, token_file: TokenFile, as_json: Json = False
+) -> None:
+    """List the callers of a tenant."""
+    found = _ask(broker, token_file, "GET", f"/tenants/{_path(tenant)}/callers")
+    emit(found, as_json=as_json, lines=found["callers"] or ["no callers yet"])
+
+
+@caller.command("remove")
+def caller_remove(
+    tenant: Annotated[str, typer.Argument()],
+    name: Annotated[str, typer.Argument()],
+    broker: Broker,
+    token_file: TokenFile,
+    as_json: Json = False,
+) -> None:
+    """Take a caller out; enclaves learn it with their next lease."""
+    found = _ask(broker, token_file, "DELETE", f"/tenants/{_path(tenant)}/callers/{_path(name)}")
+    emit(found, as_json=as_json, lines=[f"removed  {name} of {tenant}"])
+
+
+@decisions.command("list")
+def decisions_list(
+    broker: Broker,
+    token_file: TokenFile,
+    limit: Annotated[int, typer.Option(min=1, max=200, help="How many, newest first.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """List the newest decisions, opened."""
+    found = _ask(broker, token_file, "GET", f"/decisions?limit={limit}")
+    lines = [
+        f"{item['index']:>6}  {item['at']}  {item['verdict']:6}  {item['action']:20} "
+        f"{item.get('code', ''):24} {item.get('kid', item.get('tenant', ''))}"
+        for item in found["decisions"]
+    ]
+    emit(found, as_json=as_json, lines=lines or ["no decisions yet"])
+
+
+def _ask(broker: str, token_file: Path, method: str, path: str, body: Any = None) -> dict[str, Any]:
+    from sealwright.client.admin import AdminClient
+
+    with AdminClient(broker, _token(token_file)) as client:
+        return client.ask(method, path, body)
+
+
+def _token(path: Path) -> str:
+    token = _text(path).strip()
+    if not token or not token.isascii() or not token.isprintable():
+        raise SettingsError(f"{path} does not hold a token", code="malformed-admin-token")
+    return token
+
+
+def _path(name: str) -> str:
+    return quote(name, safe="")
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_INPUT + 1)
+    except OSError as exc:
+        raise SettingsError(f"cannot read {path}: {exc.strerror}", code="input-unreadable") from exc
+    if len(raw) > MAX_INPUT:
+        raise SettingsError(f"{path} is over the limit of {MAX_INPUT} bytes", code="too-large")
+    return raw
+
+
+def _text(path: Path) -> str:
+    try:
+        return _bytes(path).decode("utf-8")
+    except UnicodeDecodeError:
+        raise SettingsError(f"{path} is not UTF-8", code="malformed") from None
+
+
+def _emit_key(found: dict[str, Any], *, as_json: bool) -> None:
+    emit(found, as_json=as_json, lines=[f"{name:15} {value}" for name, value in found.items()])
