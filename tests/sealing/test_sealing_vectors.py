@@ -16,7 +16,16 @@ from sealwright.sealing import Manifest, open_into
 
 VECTORS = json.loads(TARGET.read_bytes())
 OWNER_KEY = Ed25519PublicKey.from_public_bytes(b64url_decode(VECTORS["owner_key"]))
-STAGES = ["parse", "signature", "admitted", "key-commitment", "contents", "lengths", "segments", "plaintext-digest"]
+STAGES = [
+    "parse",
+    "signature",
+    "admitted",
+    "key-commitment",
+    "contents",
+    "lengths",
+    "segments",
+    "plaintext-digest",
+]
 
 
 def opened(case: dict[str, str], path: Path) -> bytes:
