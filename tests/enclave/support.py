@@ -76,6 +76,9 @@ class World:
     lease_s: int = 600
     limits: dict[str, int] = field(default_factory=dict)
     clock: Clock = field(default_factory=Clock)
+    code: bytes = CODE
+    root: bytes = b""  # fingerprint of a real quoting root, in place of the fake one
+    claims: dict[str, list[str]] = field(default_factory=dict)  # weaker ones that are admitted
     owner: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
 
     def __post_init__(self) -> None:
@@ -181,7 +184,7 @@ class World:
 
     def workload(self, config: EnclaveConfig | None = None, **changes: Any) -> FakeWorkload:
         settings: dict[str, Any] = {
-            "code": CODE,
+            "code": self.code,
             "config": (config or self.config()).encode(),
             "payload": self.payload().encode(),
             "peers": {BROKER: self.peer},
@@ -195,8 +198,9 @@ class World:
     def _platform(self) -> dict[str, Any]:
         return {
             "vector": {"hardware": 97, "runtime-opaque": 96},
-            "roots": [self.platform.root_fingerprint.hex()],
-            "code": [CODE.hex()],
+            "roots": [(self.root or self.platform.root_fingerprint).hex()],
+            "code": [self.code.hex()],
+            "claims": self.claims,
         }
 
 

@@ -1,0 +1,347 @@
+"""`sealwright enclave`: write a config, predict its measurement, serve."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sealwright.cli._output import emit, note
+from sealwright.crypto.canonical import parse_json
+from sealwright.crypto.document import Document
+from sealwright.crypto.encoding import b64url_decode, hex_decode
+from sealwright.enclave.artefacts import EnclavePayload
+from sealwright.enclave.image import DISTRIBUTIONS, ENTRY
+from sealwright.errors import SettingsError, UnavailableError
+from sealwright.protocol.enclave_config import (
+    MAX_CONFIG,
+    ArtefactEntry,
+    BrokerAddress,
+    EnclaveConfig,
+    EngineConfig,
+    Limits,
+    LogConfig,
+    TenantEntry,
+    TenantList,
+    Workload,
+)
+from sealwright.sealing import Manifest, manifest_path, read_manifest
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, add_completion=False)
+config_app = typer.Typer(no_args_is_help=True, help="Write enclave configs.")
+app.add_typer(config_app, name="config")
+
+START_TIMEOUT_S = 600.0
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Config = Annotated[Path, typer.Argument(help="The enclave config, from `enclave config new`.")]
+Models = Annotated[
+    list[str], typer.Option("--model", metavar="KID=PATH.sealed", help="A sealed model; may be repeated.")
+]
+
+
+@app.callback()
+def _enclave() -> None:
+    """Serve a sealed model inside an attested enclave."""
+
+
+@app.command()
+def measure(
+    config: Config,
+    listing: Annotated[bool, typer.Option("--list", help="List every measured file.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Predict both registers of an enclave on this machine, without starting it."""
+    raw = config_bytes(config)
+    predicted = _quoter("image").measure(raw, entry=entry_of(raw), distributions=DISTRIBUTIONS)
+    result: dict[str, object] = {
+        "confidential": False,
+        "platform": "software",
+        "code": predicted.register0.hex(),
+        "config_digest": predicted.register1.hex(),
+        "files": len(predicted.files),
+    }
+    lines = [
+        f"code           {predicted.register0.hex()}  (register 0, {len(predicted.files)} files)",
+        f"config_digest  {predicted.register1.hex()}  (register 1)",
+    ]
+    if listing:
+        result["listing"] = [list(file) for file in predicted.files]
+        lines += [f"{digest}  {mode}  {path}" for path, mode, digest in predicted.files]
+    emit(result, as_json=as_json, lines=lines)
+
+
+@app.command()
+def serve(
+    config: Config,
+    model: Models,
+    tenant_list: Annotated[
+        list[Path] | None, typer.Option(help="A tenant's list; default: CONFIG beside it, `.tenant.json`.")
+    ] = None,
+    listen: Annotated[str, typer.Option(help="Where clients reach it, host:port.")] = "127.0.0.1:8443",
+    state: Annotated[Path | None, typer.Option(help="Folder of this machine's quoting root.")] = None,
+    allow_swap: Annotated[
+        bool,
+        typer.Option("--allow-swap", help="Start where memory can reach swap; only demo policies admit it."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure, harden, start and attest an enclave, and serve its models until interrupted."""
+    raw = config_bytes(config)
+    lists = [
+        TenantList.parse(_read(path), error=SettingsError) for path in tenant_list or [list_path(config)]
+    ]
+    artefacts = dict(_model(text) for text in model)
+    payload = build_payload(lists, artefacts)
+    payload.check(EnclaveConfig.parse(raw, error=SettingsError))
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(_listen(listen))
+        fds = {kid: stack.enter_context(_opened(path)) for kid, path in artefacts.items()}
+        running = _quoter("launch").launch(
+            raw,
+            entry=entry_of(raw),
+            distributions=DISTRIBUTIONS,
+            listen=listener,
+            extra_fds=fds,
+            state_dir=state,
+            allow_swap=allow_swap,
+            payload=payload.encode(),
+        )
+        address = listener.getsockname()
+        stack.close()  # the workload has its own copies: ours would keep the port open after its end
+        _serve_until_ended(running, address, as_json=as_json)
+
+
+@config_app.command("new")
+def config_new(
+    out: Annotated[Path, typer.Argument(help="Where to write the config; the tenant list goes beside it.")],
+    broker: Annotated[list[str], typer.Option(metavar="URL=ROOT", help="A broker and its root, base64url.")],
+    log_key: Annotated[list[str], typer.Option(help="A log's verifier key (vkey).")],
+    tenant: Annotated[str, typer.Option(help="Whose models these are.")],
+    artefact: Annotated[
+        list[str],
+        typer.Option(metavar="KID=MODEL=FILE", help="Key, model name, and PATH.sealed or manifest digest."),
+    ],
+    context_tokens: Annotated[int, typer.Option(help="Prompt and answer of one request, tokens.")] = 2048,
+    slots: Annotated[int, typer.Option(help="Requests that run at the same time.")] = 4,
+    threads: Annotated[int, typer.Option(help="Threads of the engine; 0: as many as this machine has.")] = 0,
+    request_bytes: Annotated[int, typer.Option(help="Largest request body, bytes.")] = 1 << 20,
+    response_tokens: Annotated[int, typer.Option(help="Longest answer, tokens.")] = 1024,
+    concurrency: Annotated[int, typer.Option(help="Answers in the making at once.")] = 64,
+    receipt_backlog: Annotated[int, typer.Option(help="Receipts that may wait to be logged.")] = 1024,
+    suite: Annotated[str, typer.Option(help="default or classical.")] = "default",
+    as_json: Json = False,
+) -> None:
+    """Write a canonical enclave config, and its tenant's list with a fresh salt."""
+    entries = [_artefact(text) for text in artefact]
+    listed = TenantList(tenant=tenant, salt=secrets.token_bytes(32), artefacts=entries)
+    made = EnclaveConfig.from_json(
+        {
+            "format": "sealwright-enclave-config/v1",
+            "suite": suite,
+            "workload": Workload(name="chat", entry=ENTRY).to_json(),
+            "engine": EngineConfig(
+                name="llama.cpp",
+                context_tokens=context_tokens,
+                slots=slots,
+                threads=threads or os.cpu_count() or 1,
+            ).to_json(),
+            "brokers": [_broker(text).to_json() for text in broker],
+            "policy_signers": [],
+            "log": LogConfig(origin=log_key[0].split("+")[0], keys=log_key, witnesses=[], quorum=0).to_json(),
+            "tenants": [TenantEntry(tenant=tenant, artefacts=listed.commitment()).to_json()],
+            "egress": [],
+            "limits": Limits(
+                request_bytes=request_bytes,
+                response_tokens=response_tokens,
+                concurrency=concurrency,
+                receipt_backlog=receipt_backlog,
+            ).to_json(),
+        },
+        error=SettingsError,
+    )
+    _write(out, made, mode=0o644)
+    # The salt keeps the config's digest of the list from being guessed.
+    _write(list_path(out), listed, mode=0o600)
+    emit(
+        {"config": str(out), "tenant_list": str(list_path(out)), "config_digest": made.digest().hex()},
+        as_json=as_json,
+        lines=[
+            f"config       {out}",
+            f"tenant list  {list_path(out)}  (give it to the broker's and the tenant's people only)",
+            f"digest       {made.digest().hex()}",
+        ],
+    )
+
+
+def build_payload(lists: Sequence[TenantList], artefacts: Mapping[str, Path]) -> EnclavePayload:
+    """Return what the host hands over: openings, and the manifest beside each artefact."""
+    manifests = {kid: parse_json(read_manifest(path), error=SettingsError) for kid, path in artefacts.items()}
+    return EnclavePayload(openings=list(lists), manifests=manifests)
+
+
+def config_bytes(path: Path) -> bytes:
+    """Return a config's canonical bytes. Raises SettingsError."""
+    raw = _read(path)
+    EnclaveConfig.parse(raw, limit=MAX_CONFIG, error=SettingsError)
+    return raw
+
+
+def entry_of(raw: bytes) -> str:
+    """Return what a config says is called."""
+    return EnclaveConfig.parse(raw, limit=MAX_CONFIG, error=SettingsError).workload.entry
+
+
+def list_path(config: Path) -> Path:
+    """Return where `config new` writes the tenant's list."""
+    return config.with_suffix(".tenant.json")
+
+
+def _serve_until_ended(running: Any, address: tuple[str, int], *, as_json: bool) -> None:
+    measured = running.measurement
+    try:
+        _wait_until_serving(running, address)
+        emit(
+            {
+                "serving": f"http://{address[0]}:{address[1]}",
+                "confidential": False,
+                "platform": "software",
+                "code": measured.register0.hex(),
+                "config_digest": measured.register1.hex(),
+                "claims": running.claims.to_json(),
+            },
+            as_json=as_json,
+            lines=[
+                f"measured  code {measured.register0.hex()}, config {measured.register1.hex()}",
+                "platform  software: not confidential from this machine's administrators",
+                f"serving   http://{address[0]}:{address[1]}",
+            ],
+        )
+        with _terminated_like_interrupted():
+            code = running.wait()
+    except KeyboardInterrupt:
+        note("ending: waiting for requests under way, and for receipts to be logged")
+        code = running.terminate()
+    except BaseException:
+        running.terminate()
+        raise
+    if code:
+        raise typer.Exit(code)
+
+
+def _wait_until_serving(running: Any, address: tuple[str, int]) -> None:
+    """Ask for its health until it serves.
+
+    Raises:
+        typer.Exit: it has ended, and said why on stderr.
+    """
+    ends = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < ends:
+        if not os.path.exists(f"/proc/{running.pid}"):
+            raise typer.Exit(running.wait() or 70)
+        if _healthy(address):
+            return
+        time.sleep(0.05)
+    raise UnavailableError("the enclave does not serve", code="enclave-not-serving", stage="start")
+
+
+def _healthy(address: tuple[str, int]) -> bool:
+    try:
+        with socket.create_connection(address[:2], timeout=1) as probe:
+            probe.settimeout(1)
+            probe.sendall(b"GET /healthz HTTP/1.1\r\nhost: enclave\r\nconnection: close\r\n\r\n")
+            return probe.recv(64).startswith(b"HTTP/1.1 ")
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _listen(text: str) -> Iterator[socket.socket]:
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdigit():
+        raise SettingsError("--listen takes host:port", code="malformed-option", stage="arguments")
+    try:
+        listener = socket.create_server((host.strip("[]"), int(port)), backlog=1024)
+    except OSError as exc:
+        raise UnavailableError(
+            f"cannot listen on {text}: {exc.strerror}", code="cannot-listen", stage="start"
+        ) from exc
+    with listener:
+        yield listener
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as exc:
+        raise UnavailableError(f"cannot read {path}: {exc.strerror}", code="input-unreadable") from exc
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _quoter(module: str) -> Any:
+    return importlib.import_module(f"sealwright.attester.quoter.{module}")
+
+
+def _model(text: str) -> tuple[str, Path]:
+    kid, _, path = text.partition("=")
+    if not kid or not path:
+        raise SettingsError("--model takes KID=PATH.sealed", code="malformed-option", stage="arguments")
+    return kid, Path(path)
+
+
+def _artefact(text: str) -> ArtefactEntry:
+    parts = text.split("=", 2)
+    if len(parts) != 3 or not all(parts):
+        raise SettingsError("--artefact takes KID=MODEL=FILE", code="malformed-option", stage="arguments")
+    kid, model, source = parts
+    path = Path(source)
+    if manifest_path(path).exists():
+        digest = Manifest.unverified_parse(read_manifest(path)).manifest_digest
+    else:
+        digest = hex_decode(source, length=32, error=SettingsError)
+    return ArtefactEntry(kid=kid, manifest_digest=digest, model=model)
+
+
+def _broker(text: str) -> BrokerAddress:
+    url, _, root = text.partition("=")
+    return BrokerAddress(url=url, root=b64url_decode(root, length=32, error=SettingsError))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as exc:
+        raise UnavailableError(f"cannot read {path}: {exc.strerror}", code="input-unreadable") from exc
+
+
+def _write(path: Path, document: Document, *, mode: int) -> None:
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    except OSError as exc:
+        raise UnavailableError(f"cannot write {path}: {exc.strerror}", code="output-failed") from exc
+    with open(fd, "wb") as file:
+        file.write(document.encode())
