@@ -23,6 +23,7 @@ COMMANDS = {
     "doctor": Entry("doctor", "command", "Say what this machine is, what is missing and what mends it."),
     "explain": Entry("explain", "command", "Explain an error code: its cause, the fix, and who can do it."),
     "verify": Entry("verify", "command", "Verify evidence offline: is it genuine, and is it allowed?"),
+    "attest": Entry("attest", "command", "Ask a running enclave for fresh evidence, and verify it."),
     "trust": Entry("trust", "app", "Make and check trust files: whom a client or auditor trusts."),
     "seal": Entry("seal", "seal", "Seal a file so that only attested code can open it."),
     "open": Entry("seal", "open_", "Open a sealed file with the owner's key."),
