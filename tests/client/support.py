@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -28,7 +29,7 @@ class Clock:
         self.at += timedelta(**by)
 
 
-def fake_enclave(clock: Clock | None = None, **settings: Any) -> FakeEnclave:
+def fake_enclave(clock: Callable[[], datetime] | None = None, **settings: Any) -> FakeEnclave:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FakePlatformWarning)
         return FakeEnclave(now=clock or Clock(), **settings)
@@ -38,7 +39,7 @@ class Served:
     """An ASGI application on a loopback port, in a thread of its own, until it is stopped."""
 
     def __init__(self, app: Any) -> None:
-        config = uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=1)
+        config = uvicorn.Config(app, log_level="error", lifespan="on", timeout_graceful_shutdown=1)
         self._server = uvicorn.Server(config)
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"

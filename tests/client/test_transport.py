@@ -365,6 +365,8 @@ import sealwright, sealwright.client, sealwright.audit
 for package in (sealwright.client, sealwright.audit):
     for found in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
         importlib.import_module(found.name)
+for name in ("connect", "verify", "receipt", "trust", "attest"):
+    importlib.import_module("sealwright.cli." + name)
 sealwright.http_client, sealwright.async_http_client, sealwright.receipt
 """
 

@@ -16,7 +16,7 @@ from sealwright.appraisal.evidence import appraise_evidence
 from sealwright.appraisal.policy import KeyPolicy, TrustFile
 from sealwright.audit.receipts import verify_receipt_file
 from sealwright.client.receipts import ReceiptFile
-from sealwright.client.verifier import verify_attestation
+from sealwright.client.verifier import VerifiedEnclave, verify_attestation
 from sealwright.crypto.canonical import canonical, parse_json
 from sealwright.crypto.encoding import rfc3339
 from sealwright.endorsement.software import SoftwareEndorsement
@@ -102,7 +102,7 @@ def check_bundle(raw: bytes, *, rules: Rules | None, nonce: bytes | None, at: da
     """
     bundle = AttestationBundle.parse(raw, limit=MAX_BUNDLE)
     if isinstance(rules, TrustFile) and nonce is not None:
-        return _client_view(raw, rules, nonce, at)
+        return _of_enclave(verify_attestation(raw, nonce=nonce, trust=rules, at=at))
     envelope = EvidenceEnvelope.parse(canonical(bundle.evidence))
     config, keyset = EnclaveConfig.parse(bundle.config), Keyset.parse(bundle.keyset)
     expected = None if nonce is None else _serve(nonce, config, keyset)
@@ -135,11 +135,7 @@ def check_receipt(raw: bytes, *, trust: TrustFile | None) -> Report:
     if trust is not None:
         policy = LogPolicy.parse(trust.log_policy.encode())
         verified = verify_receipt_file(file, trust=trust, log_policy=policy)
-        report = (
-            _client_view(file.attestation.encode(), trust, file.nonce, verified.enclave.lease.not_before)
-            if file.lease is None
-            else _of_appraisal(verified.enclave.appraisal.platform, verified.enclave.confidential)
-        )
+        report = _of_enclave(verified.enclave)
         report.kind = RECEIPT
         report.checked += ["receipt: signature, commitment, fields", "log: the receipt's entry is in it"]
         report.details["receipt_id"] = verified.statement.predicate.receipt_id.hex()
@@ -155,27 +151,26 @@ def check_receipt(raw: bytes, *, trust: TrustFile | None) -> Report:
     return report
 
 
-def _client_view(raw: bytes, trust: TrustFile, nonce: bytes, at: datetime) -> Report:
-    found = verify_attestation(raw, nonce=nonce, trust=trust, at=at)
-    report = _of_appraisal(found.appraisal.platform, found.confidential)
-    report.details = {
-        "code": found.appraisal.code.hex(),
-        "config_digest": found.config_digest.hex(),
-        "keyset_digest": found.keyset_digest.hex(),
-        "claims": dict(found.appraisal.claims),
-        "tenant": found.lease.tenant,
-        "lease_until": rfc3339(found.lease.not_after),
-    }
-    return report
-
-
-def _of_appraisal(platform: str, confidential: bool) -> Report:
-    checked = [
-        "evidence: genuine, made for this nonce, keyset and config",
-        "platform, root, code, config and claims: allowed by the trust file",
-        "keyset, broker keys, lease and result: genuine and in force",
-    ]
-    return Report(kind=BUNDLE, platform=platform, confidential=confidential, allowed=True, checked=checked)
+def _of_enclave(found: VerifiedEnclave) -> Report:
+    return Report(
+        kind=BUNDLE,
+        platform=found.appraisal.platform,
+        confidential=found.confidential,
+        allowed=True,
+        checked=[
+            "evidence: genuine, made for this nonce, keyset and config",
+            "platform, root, code, config and claims: allowed by the trust file",
+            "keyset, broker keys, lease and result: genuine and in force",
+        ],
+        details={
+            "code": found.appraisal.code.hex(),
+            "config_digest": found.config_digest.hex(),
+            "keyset_digest": found.keyset_digest.hex(),
+            "claims": dict(found.appraisal.claims),
+            "tenant": found.lease.tenant,
+            "lease_until": rfc3339(found.lease.not_after),
+        },
+    )
 
 
 def _genuine(envelope: EvidenceEnvelope, expected: bytes | None, at: datetime) -> VerifiedSoftware:

@@ -13,7 +13,7 @@ import typer
 from sealwright.audit.report import check_bundle
 from sealwright.cli._files import load_trust
 from sealwright.cli._output import emit
-from sealwright.cli.verify import _lines, _result
+from sealwright.cli.verify import lines_of, result_of
 from sealwright.errors import UnavailableError
 from sealwright.protocol.attestation import ATTESTATION_PATH, MAX_BUNDLE, AttestationRequest
 
@@ -40,8 +40,8 @@ def command(
         out.write_bytes(bundle)
     report = check_bundle(bundle, rules=rules, nonce=request.nonce, at=datetime.now(UTC))
     nonce = request.nonce.hex()
-    result = {**_result(report), "nonce": nonce, "file": None if out is None else str(out)}
-    emit(result, as_json=as_json, lines=[*_lines(report), f"nonce         {nonce}"])
+    result = {**result_of(report), "nonce": nonce, "file": None if out is None else str(out)}
+    emit(result, as_json=as_json, lines=[*lines_of(report), f"nonce         {nonce}"])
 
 
 def _ask(url: str, request: AttestationRequest) -> bytes:

@@ -55,7 +55,7 @@ def command(
     report = _checked(raw, rules, nonce, report_data, when)
     if require_hardware:
         report.require_hardware()
-    emit(_result(report), as_json=as_json, lines=_lines(report))
+    emit(result_of(report), as_json=as_json, lines=lines_of(report))
 
 
 def _checked(
@@ -78,7 +78,8 @@ def _checked(
     return check_envelope(raw, rules=rules, expected=hex_option(expected, 64, "--report-data"), at=at)
 
 
-def _result(report: Report) -> dict[str, object]:
+def result_of(report: Report) -> dict[str, object]:
+    """Return a report for programs; what matters most stands first."""
     return {
         "confidential": report.confidential,
         "kind": report.kind,
@@ -91,7 +92,8 @@ def _result(report: Report) -> dict[str, object]:
     }
 
 
-def _lines(report: Report) -> list[str]:
+def lines_of(report: Report) -> list[str]:
+    """Return a report for people."""
     word = "yes" if report.confidential else f"NO: platform {report.platform} protects nothing from the host"
     allowed = "yes" if report.allowed else "NOT CHECKED"
     return [

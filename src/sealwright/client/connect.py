@@ -39,7 +39,17 @@ _DROPPED = frozenset(
         "upgrade",
     )
 )
-_HIDDEN = frozenset(("connection", "keep-alive", "sealwright-lease", "transfer-encoding", "upgrade"))
+_HIDDEN = frozenset(
+    (
+        "connection",
+        "content-encoding",
+        "content-length",
+        "keep-alive",
+        "sealwright-lease",
+        "transfer-encoding",
+        "upgrade",
+    )
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +143,7 @@ class LocalEndpoint:
     async def _pieces(self, answer: httpx2.Response) -> AsyncIterator[bytes]:
         """Pass the answer on as it comes; a cut one breaks the local connection too, so that it shows."""
         try:
-            async for piece in answer.aiter_raw():
+            async for piece in answer.aiter_bytes():
                 yield piece
         finally:
             await answer.aclose()
