@@ -17,8 +17,8 @@ import typer
 
 from sealwright.cli._output import emit, note
 from sealwright.crypto.canonical import parse_json
-from sealwright.crypto.document import Document
-from sealwright.crypto.encoding import b64url_decode, hex_decode
+from sealwright.crypto.document import Document, validated
+from sealwright.crypto.encoding import b64url, b64url_decode, hex_decode
 from sealwright.enclave.artefacts import EnclavePayload
 from sealwright.enclave.image import DISTRIBUTIONS, ENTRY
 from sealwright.errors import SettingsError, UnavailableError
@@ -27,12 +27,7 @@ from sealwright.protocol.enclave_config import (
     ArtefactEntry,
     BrokerAddress,
     EnclaveConfig,
-    EngineConfig,
-    Limits,
-    LogConfig,
-    TenantEntry,
     TenantList,
-    Workload,
 )
 from sealwright.sealing import Manifest, manifest_path, read_manifest
 
@@ -141,30 +136,31 @@ def config_new(
     as_json: Json = False,
 ) -> None:
     """Write a canonical enclave config, and its tenant's list with a fresh salt."""
-    entries = [_artefact(text) for text in artefact]
-    listed = TenantList(tenant=tenant, salt=secrets.token_bytes(32), artefacts=entries)
+    entries = [_artefact(text).to_json() for text in artefact]
+    salt = b64url(secrets.token_bytes(32))
+    listed = TenantList.from_json({"tenant": tenant, "salt": salt, "artefacts": entries}, error=SettingsError)
     made = EnclaveConfig.from_json(
         {
             "format": "sealwright-enclave-config/v1",
             "suite": suite,
-            "workload": Workload(name="chat", entry=ENTRY).to_json(),
-            "engine": EngineConfig(
-                name="llama.cpp",
-                context_tokens=context_tokens,
-                slots=slots,
-                threads=threads or os.cpu_count() or 1,
-            ).to_json(),
+            "workload": {"name": "chat", "entry": ENTRY},
+            "engine": {
+                "name": "llama.cpp",
+                "context_tokens": context_tokens,
+                "slots": slots,
+                "threads": threads or os.cpu_count() or 1,
+            },
             "brokers": [_broker(text).to_json() for text in broker],
             "policy_signers": [],
-            "log": LogConfig(origin=log_key[0].split("+")[0], keys=log_key, witnesses=[], quorum=0).to_json(),
-            "tenants": [TenantEntry(tenant=tenant, artefacts=listed.commitment()).to_json()],
+            "log": {"origin": log_key[0].split("+")[0], "keys": log_key, "witnesses": [], "quorum": 0},
+            "tenants": [{"tenant": tenant, "artefacts": listed.commitment().hex()}],
             "egress": [],
-            "limits": Limits(
-                request_bytes=request_bytes,
-                response_tokens=response_tokens,
-                concurrency=concurrency,
-                receipt_backlog=receipt_backlog,
-            ).to_json(),
+            "limits": {
+                "request_bytes": request_bytes,
+                "response_tokens": response_tokens,
+                "concurrency": concurrency,
+                "receipt_backlog": receipt_backlog,
+            },
         },
         error=SettingsError,
     )
@@ -279,7 +275,7 @@ def _terminated_like_interrupted() -> Iterator[None]:
 def _listen(text: str) -> Iterator[socket.socket]:
     host, colon, port = text.rpartition(":")
     if not colon or not port.isdigit():
-        raise SettingsError("--listen takes host:port", code="malformed-option", stage="arguments")
+        raise typer.BadParameter("it takes host:port", param_hint="--listen")
     try:
         listener = socket.create_server((host.strip("[]"), int(port)), backlog=1024)
     except OSError as exc:
@@ -309,26 +305,28 @@ def _quoter(module: str) -> Any:
 def _model(text: str) -> tuple[str, Path]:
     kid, _, path = text.partition("=")
     if not kid or not path:
-        raise SettingsError("--model takes KID=PATH.sealed", code="malformed-option", stage="arguments")
+        raise typer.BadParameter("it takes KID=PATH.sealed", param_hint="--model")
     return kid, Path(path)
 
 
 def _artefact(text: str) -> ArtefactEntry:
     parts = text.split("=", 2)
     if len(parts) != 3 or not all(parts):
-        raise SettingsError("--artefact takes KID=MODEL=FILE", code="malformed-option", stage="arguments")
+        raise typer.BadParameter("it takes KID=MODEL=FILE", param_hint="--artefact")
     kid, model, source = parts
     path = Path(source)
     if manifest_path(path).exists():
         digest = Manifest.unverified_parse(read_manifest(path)).manifest_digest
     else:
         digest = hex_decode(source, length=32, error=SettingsError)
-    return ArtefactEntry(kid=kid, manifest_digest=digest, model=model)
+    entry = {"kid": kid, "manifest_digest": digest, "model": model}
+    return validated(ArtefactEntry, entry, SettingsError)
 
 
 def _broker(text: str) -> BrokerAddress:
     url, _, root = text.partition("=")
-    return BrokerAddress(url=url, root=b64url_decode(root, length=32, error=SettingsError))
+    raw = b64url_decode(root, length=32, error=SettingsError)
+    return validated(BrokerAddress, {"url": url, "root": raw}, SettingsError)
 
 
 def _read(path: Path) -> bytes:

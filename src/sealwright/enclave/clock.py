@@ -40,8 +40,8 @@ class EnclaveClock:
         """Return enclave time.
 
         Raises:
-            UnavailableError: there was no lease yet (`no-lease`).
+            UnavailableError: there was no lease yet (`no-enclave-time`).
         """
         if self._offset is None:
-            raise UnavailableError("there is no enclave time before a lease", code="no-lease", stage="lease")
+            raise UnavailableError("there is no enclave time before a lease", code="no-enclave-time", stage="lease")
         return datetime.fromtimestamp(self._offset + self.elapsed(), UTC)
