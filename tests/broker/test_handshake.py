@@ -284,7 +284,7 @@ ATTACKS: list[tuple[Attack, int, str]] = [
     (unknown_type, 400, "malformed-document"),
     (policy_expired, 401, "policy-expired"),
     (policy_requires_hardware, 401, "hardware-required"),
-    (wrong_manifest, 401, "manifest-not-admitted"),
+    (wrong_manifest, 401, "manifest-mismatch"),
     (revoked_key, 401, "key-revoked"),
     (foreign_kid, 401, "key-unknown"),
     (expired_session, 401, "session-expired"),

@@ -132,7 +132,8 @@ def admin(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
         asked.append(("fetch", url, token, kid))
         return DEK
 
-    def admit_manifest(url: str, token: str, kid: str, envelope: bytes) -> None:
+    def admit_manifest(url: str, token: str, kid: str, envelope: bytes, *, owner_key: bytes) -> None:
+        assert len(owner_key) == 32
         asked.append(("admit", url, token, kid, Manifest.unverified_parse(envelope).manifest_digest.hex()))
 
     fake.fetch_sealing_key = fetch_sealing_key  # type: ignore[attr-defined]

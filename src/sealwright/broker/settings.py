@@ -91,7 +91,7 @@ class BrokerSecrets:
     journal: HpkePrivateKey = field(repr=False)
     log: Signer = field(repr=False)
     kek: bytes = field(repr=False)  # 32 bytes
-    admin_token: bytes  # digest, 32 bytes
+    admin_token: bytes = field(repr=False)  # digest, 32 bytes
 
     @property
     def root_public(self) -> bytes:

@@ -36,7 +36,7 @@ def tenant_keys(view: View, listed: TenantList) -> tuple[KeyRow, ...]:
     """Return the keys of a tenant's list, each the tenant's, active, and admitted for the listed manifest.
 
     Raises:
-        RevokedError: `key-revoked`. AppraisalError: `key-unknown`, `manifest-not-admitted`.
+        RevokedError: `key-revoked`. AppraisalError: `key-unknown`, `manifest-mismatch`.
     """
     keys = []
     failures = []
@@ -53,7 +53,7 @@ def tenant_keys(view: View, listed: TenantList) -> tuple[KeyRow, ...]:
             key.admitted.manifest_digest, entry.manifest_digest
         ):
             text = f"the manifest listed for {entry.kid} is not the one admitted"
-            failures.append(AppraisalFailure(text, code="manifest-not-admitted"))
+            failures.append(AppraisalFailure(text, code="manifest-mismatch"))
         keys.append(key)
     if failures:
         raise AppraisalError(failures, stage="key")

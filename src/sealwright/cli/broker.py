@@ -10,7 +10,7 @@ import typer
 
 from sealwright.cli._output import emit
 from sealwright.crypto.encoding import b64url, b64url_decode
-from sealwright.errors import SettingsError
+from sealwright.errors import SettingsError, UnavailableError
 
 MAX_INPUT = 4 << 20  # bytes of a policy or manifest
 
@@ -278,7 +278,9 @@ def _bytes(path: Path) -> bytes:
         with path.open("rb") as file:
             raw = file.read(MAX_INPUT + 1)
     except OSError as exc:
-        raise SettingsError(f"cannot read {path}: {exc.strerror}", code="input-unreadable") from exc
+        raise UnavailableError(
+            f"cannot read {path}: {exc.strerror}", code="input-unreadable", stage="arguments"
+        ) from exc
     if len(raw) > MAX_INPUT:
         raise SettingsError(f"{path} is over the limit of {MAX_INPUT} bytes", code="too-large")
     return raw

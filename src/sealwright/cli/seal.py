@@ -82,7 +82,8 @@ def seal(
             artefact_id=identity,
             sha256=sha256,
         )
-    admitted = key_source.admit(name, read_manifest(artefact))
+    public = signer.public_key().public_bytes_raw()
+    admitted = key_source.admit(name, read_manifest(artefact), public)
     result = {**_describe(artefact, manifest), "admitted": admitted}
     lines = [
         f"sealed    {artefact} ({manifest.lengths[0]} bytes) under {name}",
@@ -173,11 +174,15 @@ class _KeySource:
             raise SettingsError(f"{self._dek_file.name} does not have 32 bytes", code="wrong-length")
         return dek
 
-    def admit(self, kid: str, envelope: bytes) -> bool:
-        """Ask the broker to admit the manifest; return whether there was a broker to ask."""
+    def admit(self, kid: str, envelope: bytes, owner_key: bytes) -> bool:
+        """Ask the broker to admit the manifest; return whether there was a broker to ask.
+
+        Args:
+            owner_key: Ed25519, 32 bytes; the broker pins it with the tenant's first manifest.
+        """
         if self._broker is None:
             return False
-        _admin().admit_manifest(self._broker, self._token, kid, envelope)
+        _admin().admit_manifest(self._broker, self._token, kid, envelope, owner_key=owner_key)
         return True
 
 

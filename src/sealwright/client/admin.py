@@ -74,7 +74,9 @@ class AdminClient:
         """
         answer = parse_json(self.fetch(method, f"{PREFIX}{path}", body), limit=MAX_ANSWER)
         if not isinstance(answer, dict):
-            raise MessageFormatError("the broker's answer is not an object", code="malformed-answer")
+            raise UnavailableError(
+                "the broker answered something else than an object", code="malformed-answer", stage="answer"
+            )
         return answer
 
     def fetch(self, method: str, path: str, body: Mapping[str, object] | None = None) -> bytes:
