@@ -1,0 +1,189 @@
+"""Clock, lease, journal, credentials and bounds, each alone."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sealwright.enclave.app import Bucket
+from sealwright.enclave.auth import authenticate
+from sealwright.enclave.clock import EnclaveClock
+from sealwright.enclave.keyset import EnclaveKeys
+from sealwright.enclave.lease import TenantLease
+from sealwright.enclave.receipts import Answer, Journal, ReceiptIssuer
+from sealwright.errors import RevokedError, UnavailableError, VerificationError
+from sealwright.protocol.lease import Caller, Callers, credential_digest
+from sealwright.protocol.receipt import Receipt, verify_receipt
+
+T0 = datetime(2026, 6, 1, 12, 0, 0, tzinfo=UTC)
+
+
+class Elapsed:
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def test_enclave_time_starts_with_a_lease_and_counts_from_the_request() -> None:
+    elapsed = Elapsed()
+    clock = EnclaveClock(elapsed)
+    with pytest.raises(UnavailableError):
+        clock.now()
+    clock.anchor(T0, sent=990.0)  # the answer took ten seconds
+    assert clock.now() == T0 + timedelta(seconds=10)
+    elapsed.seconds += 5
+    assert clock.now() == T0 + timedelta(seconds=15)
+
+
+@given(st.lists(st.tuples(st.integers(-(10**6), 10**6), st.floats(0, 1000)), min_size=1, max_size=10))
+def test_no_lease_sets_enclave_time_back(anchors: list[tuple[int, float]]) -> None:
+    clock = EnclaveClock(lambda: 1000.0)
+    clock.anchor(T0, sent=1000.0)
+    seen = clock.now()
+    for ahead, sent in anchors:
+        clock.anchor(T0 + timedelta(seconds=ahead), sent=sent)
+        assert clock.now() >= seen
+        seen = clock.now()
+
+
+def _grant(*, sent: float = 0.0, seconds: int = 100) -> Any:
+    lease = SimpleNamespace(not_before=T0, not_after=T0 + timedelta(seconds=seconds))
+    return SimpleNamespace(lease=lease, sent=sent)
+
+
+@pytest.mark.parametrize(("random", "due"), [(0.0, 45.0), (0.5, 50.0), (0.999, 54.99)])
+def test_a_lease_is_renewed_around_its_half_life(random: float, due: float) -> None:
+    lease = TenantLease("acme", random=lambda: random)
+    lease.granted(_grant(sent=10.0))
+    assert not lease.due(10 + due - 0.1)
+    assert lease.due(10 + due + 0.1)
+
+
+def test_an_ended_lease_stops_for_good() -> None:
+    lease = TenantLease("acme", random=lambda: 0.5)
+    lease.granted(_grant())
+    assert lease.check(T0 + timedelta(seconds=99))
+    with pytest.raises(RevokedError) as caught:
+        lease.check(T0 + timedelta(seconds=100))
+    assert caught.value.code == "lease-ended"
+    lease.granted(_grant(seconds=10**6))
+    with pytest.raises(RevokedError):
+        lease.check(T0)
+    assert not lease.due(10**9)
+
+
+def test_a_refusal_stops_and_an_outage_does_not() -> None:
+    lease = TenantLease("acme", random=lambda: 0.5)
+    lease.granted(_grant())
+    pauses = []
+    for _ in range(8):
+        lease.unreachable("broker-unreachable", 50.0)
+        at = next(t for t in range(50, 200) if lease.due(t))
+        pauses.append(at - 50)
+    assert pauses == [1, 2, 4, 8, 16, 30, 30, 30]
+    assert lease.check(T0)
+    lease.refused("key-revoked")
+    with pytest.raises(RevokedError) as caught:
+        lease.check(T0)
+    assert caught.value.code == "key-revoked"
+
+
+def test_without_a_lease_nobody_is_served() -> None:
+    with pytest.raises(RevokedError) as caught:
+        TenantLease("acme", random=lambda: 0.5).check(T0)
+    assert caught.value.code == "no-lease"
+
+
+def _callers(tenant: str, **credentials: str) -> Callers:
+    entries = [
+        Caller(caller=name, credential_digest=credential_digest(text)) for name, text in credentials.items()
+    ]
+    return Callers(tenant=tenant, lease_id=bytes(16), callers=entries)
+
+
+def test_a_credential_stands_for_one_caller_of_one_tenant() -> None:
+    known = [_callers("acme", alice="swk_a", bob="swk_b"), _callers("other", carol="swk_c")]
+    for text, tenant, name in (("swk_a", "acme", "alice"), ("swk_c", "other", "carol")):
+        caller = authenticate([(b"authorization", f"Bearer {text}".encode())], known)
+        assert (caller.tenant, caller.name) == (tenant, name)
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ([], "credential-missing"),
+        ([(b"authorization", b"Basic swk_a")], "credential-missing"),
+        ([(b"authorization", b"Bearer swk_a"), (b"authorization", b"Bearer swk_a")], "credential-missing"),
+        ([(b"authorization", b"Bearer " + b"x" * 200)], "credential-missing"),
+        ([(b"authorization", b"Bearer swk_b")], "credential-unknown"),
+        ([(b"authorization", b"Bearer ")], "credential-unknown"),
+        ([(b"authorization", b"Bearer \xff")], "credential-unknown"),
+    ],
+)
+def test_other_credentials_are_refused(headers: list[tuple[bytes, bytes]], code: str) -> None:
+    with pytest.raises(VerificationError) as caught:
+        authenticate(headers, [_callers("acme", alice="swk_a")])
+    assert caught.value.code == code
+
+
+def test_the_journal_keeps_room_for_what_it_promised() -> None:
+    journal = Journal(2)
+    with journal.room(), journal.room():
+        with pytest.raises(UnavailableError) as caught, journal.room():
+            pass
+        assert caught.value.code == "receipt-backlog-full"
+        journal.put({"n": 1})
+    assert journal.batch() == [{"n": 1}]
+    with journal.room(), pytest.raises(UnavailableError), journal.room():
+        pass
+    journal.logged(1)
+    assert len(journal) == 0
+
+
+def _answer(**changes: Any) -> Answer:
+    fields: dict[str, Any] = {
+        "tenant": "acme", "caller": "alice", "kid": "k1", "manifest_digest": bytes(32), "model": "m",
+        "decision": "allow", "status": "complete", "request": bytes(32), "response": bytes(32),
+        "tokens_in": 1, "tokens_out": 2, "transport": "chunked-ohttp",
+    }  # fmt: skip
+    return Answer(**{**fields, **changes})
+
+
+def test_receipts_verify_and_are_counted_by_lease() -> None:
+    keys = EnclaveKeys.generate("default", created=T0)
+    journal = Journal(10)
+    issuer = ReceiptIssuer(
+        keys, config_digest=b"c" * 32, platform="software", journal=journal, now=lambda: T0
+    )
+    leases: list[Any] = [SimpleNamespace(lease_id=bytes([n]) * 16) for n in range(2)]
+    for number, lease in enumerate([leases[0], leases[0], leases[1]]):
+        raw = issuer.issue(issuer.new_id(), lease, _answer())
+        statement = verify_receipt(Receipt.parse(raw), keys.keyset, config_digest=b"c" * 32)
+        assert statement.predicate.sequence == number
+        assert not statement.predicate.confidential
+    assert [issuer.answers(lease.lease_id) for lease in leases] == [2, 1]
+    assert len(journal) == 3
+
+
+def test_suites_decide_the_kem() -> None:
+    assert EnclaveKeys.generate("default", created=T0).keyset.hpke[0].kem == 0x647A
+    assert EnclaveKeys.generate("classical", created=T0).keyset.hpke[0].kem == 0x0020
+
+
+def test_private_keys_are_not_shown() -> None:
+    assert "PrivateKey" not in repr(EnclaveKeys.generate("default", created=T0))
+
+
+def test_a_bucket_bounds_bursts_and_rate() -> None:
+    elapsed = Elapsed()
+    bucket = Bucket(2.0, 3.0, clock=elapsed)
+    assert [bucket.take() for _ in range(4)] == [True, True, True, False]
+    elapsed.seconds += 1
+    assert [bucket.take() for _ in range(3)] == [True, True, False]
