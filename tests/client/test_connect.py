@@ -19,6 +19,7 @@ from tests.client.support import Served
 
 import sealwright
 from sealwright.audit.receipts import verify_receipt_file
+from sealwright.cli import main
 from sealwright.client.connect import LocalEndpoint, Upstream
 from sealwright.client.receipt_store import MAX_KEPT, ReceiptStore
 from sealwright.client.receipts import ReceiptFile
@@ -201,3 +202,35 @@ def test_the_command(live: FakeEnclave, live_url: str, tmp_path: Path) -> None:
     finally:
         running.terminate()
         running.communicate(timeout=20)
+
+
+@pytest.mark.parametrize(
+    ("change", "exit_code", "code"),
+    [
+        ({"credential": "swk_wrong"}, 10, "credential-unknown"),
+        ({"credential": "two words"}, 65, "malformed-credential"),
+        ({"listen": "0.0.0.0:0"}, 2, "usage"),
+        ({"listen": "8787"}, 2, "usage"),
+        ({"url": "ftp://x"}, 2, "usage"),
+        ({"url": "http://127.0.0.1:9"}, 69, "enclave-unreachable"),
+        ({"trust": b"format: x\n"}, 65, "malformed-document"),
+        ({"config": ["00" * 32]}, 11, "config-not-allowed"),
+    ],
+)
+def test_the_command_does_not_start_what_cannot_work(
+    live: FakeEnclave,
+    live_url: str,
+    tmp_path: Path,
+    change: dict[str, Any],
+    exit_code: int,
+    code: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    trust, credential = tmp_path / "trust", tmp_path / "credential"
+    rules = {"config": {"digests": change["config"]}} if "config" in change else {}
+    trust.write_bytes(change.get("trust", live.trust_yaml(**rules)))
+    credential.write_text(change.get("credential", live.credential))
+    args = ["connect", "--trust", str(trust), "--url", change.get("url", live_url)]
+    args += ["--credential-file", str(credential), "--listen", change.get("listen", "127.0.0.1:0"), "--json"]
+    assert main(args) == exit_code
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == code

@@ -213,7 +213,7 @@ def test_a_wrong_credential_is_the_enclaves_answer_in_openais_form(enclave: Fake
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="swk_wrong", http_client=http_client)
     with pytest.raises(openai.AuthenticationError) as caught:
         client.models.list()
-    assert caught.value.code == "unknown-credential"
+    assert caught.value.code == "credential-unknown"
     client.close()
 
 

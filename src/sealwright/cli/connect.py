@@ -17,13 +17,7 @@ from sealwright.client.connect import LocalEndpoint, Upstream
 from sealwright.client.httpx_transport import async_http_client, http_client
 from sealwright.client.receipt_store import ReceiptStore, replace_file
 from sealwright.client.trust_source import read_file
-from sealwright.errors import (
-    AppraisalError,
-    AppraisalFailure,
-    SealwrightError,
-    SettingsError,
-    UnavailableError,
-)
+from sealwright.errors import SealwrightError, SettingsError, UnavailableError, VerificationError
 
 _EXISTING = {"exists": True, "dir_okay": False}
 
@@ -94,8 +88,9 @@ def _first_contact(trust: Path, origin: str, credential: str) -> bool:
     if isinstance(refused, SealwrightError):
         raise refused
     if answer.status_code == 401:
-        failure = AppraisalFailure("the enclave does not know this credential", code="unknown-credential")
-        raise AppraisalError([failure], stage="connect")
+        raise VerificationError(
+            "the enclave does not know this credential", code="credential-unknown", stage="connect"
+        )
     if answer.status_code != 200:
         raise UnavailableError(
             f"the enclave answers {answer.status_code}", code="enclave-unreachable", stage="connect"

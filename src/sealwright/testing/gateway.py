@@ -68,7 +68,7 @@ class FakeServer:
     def _authenticate(self, headers: Fields) -> Caller:
         wanted = f"Bearer {self.enclave.credential}".encode()
         if dict(headers).get(b"authorization") != wanted:
-            raise VerificationError("unknown credential", code="unknown-credential", stage="authenticate")
+            raise VerificationError("unknown credential", code="credential-unknown", stage="authenticate")
         return Caller(tenant=self.enclave.tenant, name="tester")
 
     def _outside(self) -> Starlette:
