@@ -19,11 +19,14 @@ def allowed_peers(config: bytes) -> frozenset[tuple[str, int]]:
         document = parse_json(config)
     except FormatError:
         return frozenset()
-    brokers = document.get("brokers", []) if isinstance(document, dict) else []
-    egress = document.get("egress", []) if isinstance(document, dict) else []
-    urls = [broker.get("url", "") for broker in brokers if isinstance(broker, dict)]
-    found = {_peer(str(url)) for url in urls} | {_peer(f"tcp://{entry}") for entry in egress}
+    urls = [broker.get("url", "") for broker in _items(document, "brokers") if isinstance(broker, dict)]
+    found = {_peer(str(url)) for url in urls} | {_peer(f"tcp://{e}") for e in _items(document, "egress")}
     return frozenset(peer for peer in found if peer is not None)
+
+
+def _items(document: object, member: str) -> list[object]:
+    found = document.get(member) if isinstance(document, dict) else None
+    return found if isinstance(found, list) else []
 
 
 def _peer(url: str) -> tuple[str, int] | None:
