@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.broker.support import AUTH, CODE, NOW, Enclave, Kbs
+from tests.broker.support import AUTH, CODE, NOW, Enclave, Kbs, World
 
 from sealwright.appraisal.ear import ear_digest, verify_ear
 from sealwright.broker.service import Running
@@ -371,6 +371,12 @@ async def test_tenants_are_kept_apart(kbs: Kbs, enclave: Enclave, dek: bytes) ->
     # One tenant withdraws: the others go on.
     kbs.running.admin.revoke_key("k2")
     assert (await kbs.attest(both)).status_code == 200
+    withdrawn = newest(kbs.running)
+    assert (withdrawn["verdict"], withdrawn["tenant"], withdrawn["code"]) == (
+        "refuse",
+        "other",
+        "key-revoked",
+    )
     assert (await kbs.lease("other")).json()["code"] == "tenant-not-attested"
     assert (await kbs.lease("acme")).status_code == 200
 
@@ -395,3 +401,21 @@ async def test_the_request_log_has_codes_and_no_session_nonce_or_reason(kbs: Kbs
     assert "broker-not-named" in text
     for secret in (session, b64url(kbs.nonce), base64.b64encode(kbs.nonce).decode(), "does not name"):
         assert secret not in text
+
+
+async def test_many_enclaves_at_once_leave_a_log_that_can_be_opened_again(world: World) -> None:
+    import asyncio
+
+    with world.open() as running:
+        dek = world.add_key(running)
+
+        async def one() -> bytes:
+            kbs, enclave = Kbs(running), Enclave.make(world, running)
+            return await kbs.released(enclave, await kbs.leased(enclave))
+
+        assert await asyncio.gather(*(one() for _ in range(12))) == [dek] * 12
+        epoch = running.core.state.anchor.epoch
+    with world.open() as running:
+        assert running.core.state.anchor.epoch == epoch
+        epochs = [item["epoch"] for item in running.admin.decisions(60)]
+        assert epochs == sorted(epochs, reverse=True)  # type: ignore[type-var]

@@ -468,3 +468,39 @@ def _check_epochs(running: Running, shown: list[dict[str, Any]]) -> None:
     assert epochs == sorted(epochs)
     assert shown[0]["action"] == "init"
     assert shown[-1]["state_root"] == running.core.state.anchor.state_root.hex()
+
+
+LOOP = """
+import sys
+from pathlib import Path
+from sealwright.broker.service import open_broker
+with open_broker(Path(sys.argv[1])) as running:
+    for number in range(int(sys.argv[2]), 100000):
+        running.admin.add_caller("acme", f"c{number}")
+        print(number, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_broker_starts_again_with_all_that_it_answered(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    from sealwright.broker.service import init_broker, open_broker
+
+    root = tmp_path / "broker"
+    init_broker(root)
+    answered = -1
+    for round_number in range(3):
+        args = [sys.executable, "-c", LOOP, str(root), str(answered + 2)]
+        with subprocess.Popen(args, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for _ in range(4 + round_number):
+                answered = int(process.stdout.readline())
+            process.kill()
+            left = process.stdout.read().split()  # whole lines that were printed before it died
+        answered = max([answered, *map(int, left)])
+        with open_broker(root) as running:
+            callers = set(running.admin.callers("acme"))
+            assert f"c{answered}" in callers
+            assert not any(f"c{number}" in callers for number in range(answered + 2, answered + 9))

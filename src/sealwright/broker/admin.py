@@ -191,8 +191,7 @@ class Admin:
 
     def decisions(self, limit: int) -> list[Json]:
         """Return the newest decisions, opened, newest first."""
-        with self._state.lock:
-            records = list(islice(self._state.ledger.decisions_backwards(), min(limit, MAX_DECISIONS)))
+        records = list(islice(self._state.ledger.decisions_backwards(), min(limit, MAX_DECISIONS)))
         return [
             {"index": record.index, "commitment": record.commitment.hex()}
             | {name: parse_json(value) for name, value in record.fields.items()}

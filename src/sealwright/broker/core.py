@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -57,10 +57,8 @@ class Core:
 
     def refuse(self, error: SealwrightError, **fields: object) -> None:
         """Log a refusal; when this returns, it may be answered."""
-        reason = [*error.failures] if isinstance(error, AppraisalError) else [str(error)]
-        said = {**fields, "verdict": "refuse", "code": error.code, "stage": error.stage, "reason": reason}
         with self.state.lock:
-            ticket = self.state.decide(present(said))
+            ticket = self.state.decide(refusal(error, fields))
         self.state.ledger.settle(ticket)
 
     def _make_keys(self, now: datetime) -> BrokerKeys:
@@ -81,7 +79,14 @@ class Core:
         )
 
 
-def present(fields: dict[str, object]) -> dict[str, object]:
+def refusal(error: SealwrightError, fields: Mapping[str, object]) -> dict[str, object]:
+    """Return the fields of a decision to refuse."""
+    reason = [*error.failures] if isinstance(error, AppraisalError) else [str(error)]
+    said = {"verdict": "refuse", "code": error.code, "stage": error.stage, "reason": reason}
+    return present({**fields, **said})
+
+
+def present(fields: Mapping[str, object]) -> dict[str, object]:
     """Return the fields that are known, digests and ids as hex."""
     return {
         name: value.hex() if isinstance(value, bytes) else value

@@ -14,7 +14,7 @@ from sealwright import __version__
 from sealwright.appraisal.ear import ear_digest, issue_ear
 from sealwright.broker.answers import claim, sweep
 from sealwright.broker.backend import WrapContext
-from sealwright.broker.core import Core, present
+from sealwright.broker.core import Core, present, refusal
 from sealwright.broker.form import Form, check_form, parse_form
 from sealwright.broker.ledger import Ticket
 from sealwright.broker.rows import CallerRow, Changes, KeyRow, LeaseRow, RowKey
@@ -38,6 +38,9 @@ from sealwright.protocol.release import Release
 
 TEES = frozenset({"software"})  # platforms that can be verified here
 T = TypeVar("T")
+
+# DESIGN section 10: where several hold, the first of these.
+_GRAVEST = {code: rank for rank, code in enumerate((65, 10, 13, 12, 11))}
 
 
 class Broker:
@@ -133,7 +136,7 @@ class Broker:
             form, request, tee=session.tee, root=secrets.root_public, log_key=secrets.log_key
         )
         form.keyset.check_time(now)
-        verdicts = self._verdicts(self._state.view(), form, envelope, now)
+        verdicts, errors = self._verdicts(self._state.view(), form, envelope, now)
         token = issue_ear(
             next(iter(verdicts.values())).appraisal,
             secrets.ear,
@@ -155,14 +158,18 @@ class Broker:
             ear_digest=ear_digest(token),
         )
         granted = {**said, "action": "attest", "verdict": "grant", "tenant": sorted(verdicts)}
-        return attested, [self._state.decide(present(granted)), self._log_keyset(attested)]
+        tickets = [self._state.decide(present(granted)), self._log_keyset(attested)]
+        for tenant, error in errors.items():
+            refused = refusal(error, {**said, "action": "attest", "tenant": tenant})
+            tickets.append(self._state.decide(refused))
+        return attested, tickets
 
     def _verdicts(
         self, view: View, form: Form, envelope: EvidenceEnvelope, now: datetime
-    ) -> dict[str, Verdict]:
+    ) -> tuple[dict[str, Verdict], dict[str, SealwrightError]]:
         """Judge each tenant apart, so that one who withdraws a key does not stop the others."""
         verdicts: dict[str, Verdict] = {}
-        errors: list[SealwrightError] = []
+        errors: dict[str, SealwrightError] = {}
         for tenant, listed in form.openings.items():
             try:
                 verdicts[tenant] = judge(
@@ -175,10 +182,10 @@ class Broker:
                     at=now,
                 )
             except SealwrightError as error:
-                errors.append(error)
+                errors[tenant] = error
         if not verdicts:
-            raise errors[0]
-        return verdicts
+            raise min(errors.values(), key=lambda error: _GRAVEST.get(error.exit_code, len(_GRAVEST)))
+        return verdicts, errors
 
     def _log_keyset(self, attested: Attested) -> Ticket:
         fields = {
@@ -210,10 +217,9 @@ class Broker:
             said["not_after"] = lease.to_json()["not_after"]
             self._change(view, changes, "lease", said)
             tickets = [self._state.decide(present(dict(found))) for found in swept.mismatches]
-            given = self._sign_lease(view, lease)
+            given = session.leases[request.tenant] = self._sign_lease(view, lease)
         for ticket in tickets:
             self._state.ledger.settle(ticket)
-        session.leases[request.tenant] = given
         return given
 
     def _make_lease(
