@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from tests.client.support import Served, fake_enclave
 
 import sealwright
 from sealwright.client.httpx_transport import Library, async_transport, transport
-from sealwright.errors import CollateralError
+from sealwright.errors import CollateralError, VerificationError
 from sealwright.protocol.attestation import AttestationRequest
+from sealwright.testing.broker import FakeBroker
 from sealwright.testing.enclave import FakeEnclave
 from sealwright.testing.gateway import FakeServer
+from sealwright.testing.software import FakePlatformWarning
 
 LIBRARIES: list[Library] = ["httpx", "httpx2"]
 PROMPT = "the planted prompt of ward three"
@@ -367,6 +370,7 @@ for package in (sealwright.client, sealwright.audit):
         importlib.import_module(found.name)
 for name in ("connect", "verify", "receipt", "trust", "attest"):
     importlib.import_module("sealwright.cli." + name)
+import sealwright.testing.gateway
 sealwright.http_client, sealwright.async_http_client, sealwright.receipt
 """
 
@@ -380,3 +384,55 @@ def test_public_names() -> None:
     assert set(dir(sealwright)) == {"__version__", "async_http_client", "http_client", "receipt"}
     with pytest.raises(AttributeError):
         _ = sealwright.nothing
+
+
+def test_many_threads_share_one_client(enclave: FakeEnclave, url: str) -> None:
+    with sealwright.http_client(trust=enclave.trust_file()) as client, ThreadPoolExecutor(8) as pool:
+
+        def ask(number: int) -> tuple[str, str]:
+            body = {"model": "echo", "messages": [{"role": "user", "content": str(number)}]}
+            answer = client.post(f"{url}/v1/chat/completions", json=body, headers=_bearer(enclave))
+            return answer.json()["choices"][0]["message"]["content"], sealwright.receipt(answer).receipt_id
+
+        answers = list(pool.map(ask, range(40)))
+    assert [content for content, _ in answers] == [str(number) for number in range(40)]
+    assert len({receipt_id for _, receipt_id in answers}) == 40
+
+
+@pytest.mark.parametrize("name", ["request", "response", "platform"])
+def test_a_receipt_about_something_else_is_refused(enclave: FakeEnclave, url: str, name: str) -> None:
+    receipt = enclave.receipt
+
+    def another(fields: Any, *, record_id: bytes) -> Any:
+        return receipt({**fields, name: "00" * 32}, record_id=record_id)
+
+    if name == "platform":
+        enclave.platform_name = "snp"
+    else:
+        enclave.receipt = another  # type: ignore[method-assign]
+    with sealwright.http_client(trust=enclave.trust_file()) as client:
+        answer = client.post(f"{url}/v1/chat/completions", json=ASK, headers=_bearer(enclave))
+        with pytest.raises(VerificationError) as caught:
+            sealwright.receipt(answer)
+    assert caught.value.code == "receipt-mismatch"
+
+
+def test_an_answer_without_a_receipt_says_so(enclave: FakeEnclave, url: str) -> None:
+    with sealwright.http_client(trust=enclave.trust_file()) as client:
+        answer = client.get(f"{url}/v1/models", headers=_bearer(enclave))
+        with pytest.raises(CollateralError) as caught:
+            sealwright.receipt(answer)
+        assert caught.value.code == "receipt-missing"
+        with pytest.raises(TypeError):
+            sealwright.receipt(httpx2.Response(200))
+        refused = client.get("ftp://enclave.test/v1/models")
+        assert refused.json()["error"]["code"] == "unsupported-url"
+        with pytest.raises(TypeError):
+            sealwright.receipt(refused)
+
+
+def test_fakes_warn_when_they_are_constructed() -> None:
+    with pytest.warns(FakePlatformWarning, match="FakeEnclave protects nothing"):
+        FakeEnclave()
+    with pytest.warns(FakePlatformWarning, match="FakeBroker appraises nothing"):
+        FakeBroker(_now())

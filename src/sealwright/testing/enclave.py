@@ -69,6 +69,7 @@ class FakeEnclave:
         self.now, self.tenant, self.lease_life = now, tenant, lease_life
         self.credential = "swk_" + secrets.token_urlsafe(32)
         self.code = CODE
+        self.platform_name = "software"  # as its receipts say
         self._entries: dict[str, int] = {}  # of the log, by SHA-256 of the entry
         self.config = _config(self.broker, tenant)
         self.boot()
@@ -175,7 +176,7 @@ class FakeEnclave:
                 keyset_digest=self.keyset.digest(),
                 config_digest=self.config.digest(),
                 lease_id=self.lease.lease_id,
-                platform="software",
+                platform=self.platform_name,
                 confidential=False,
                 commitment=made.root,
                 fields=list(made.leaves),
