@@ -387,6 +387,8 @@ def test_public_names() -> None:
 
 
 def test_many_threads_share_one_client(enclave: FakeEnclave, url: str) -> None:
+    asked, bundle = [], enclave.bundle
+    enclave.bundle = lambda request: asked.append(1) or bundle(request)  # type: ignore[method-assign,func-returns-value]
     with sealwright.http_client(trust=enclave.trust_file()) as client, ThreadPoolExecutor(8) as pool:
 
         def ask(number: int) -> tuple[str, str]:
@@ -397,6 +399,16 @@ def test_many_threads_share_one_client(enclave: FakeEnclave, url: str) -> None:
         answers = list(pool.map(ask, range(40)))
     assert [content for content, _ in answers] == [str(number) for number in range(40)]
     assert len({receipt_id for _, receipt_id in answers}) == 40
+    assert len(asked) == 1  # one verification serves all that wait for it
+
+
+async def test_many_tasks_wait_for_one_verification(enclave: FakeEnclave, url: str) -> None:
+    asked, bundle = [], enclave.bundle
+    enclave.bundle = lambda request: asked.append(1) or bundle(request)  # type: ignore[method-assign,func-returns-value]
+    async with sealwright.async_http_client(trust=enclave.trust_file()) as client:
+        calls = [client.get(f"{url}/v1/models", headers=_bearer(enclave)) for _ in range(10)]
+        assert {answer.status_code for answer in await asyncio.gather(*calls)} == {200}
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("name", ["request", "response", "platform"])

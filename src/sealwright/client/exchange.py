@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import re
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -20,8 +22,9 @@ from sealwright.client.refusal import translated
 from sealwright.client.session import Session
 from sealwright.client.trust_source import TrustSource
 from sealwright.client.verifier import VerifiedEnclave
+from sealwright.crypto.canonical import parse_json
 from sealwright.crypto.hpke import HpkePublicKey, Kem
-from sealwright.errors import SealwrightError, UnavailableError
+from sealwright.errors import FormatError, SealwrightError, UnavailableError
 from sealwright.protocol.attestation import ATTESTATION_PATH, GATEWAY_PATH, MAX_BUNDLE
 from sealwright.transport.bhttp import BinaryRequest, ResponseHead
 from sealwright.transport.client import (
@@ -36,6 +39,7 @@ from sealwright.transport.keys import KeyConfig
 
 LEASE_FIELD = b"sealwright-lease"
 _MAX_WHOLE = 8 << 20  # bytes of a JSON answer that are read before it is handed on
+_CODE = re.compile(r"[a-z0-9-]{1,64}")
 _DONE = b"data: [DONE]"
 _JSON = (b"application/json", b"application/problem+json")
 
@@ -73,11 +77,26 @@ class Close:
     pipe: Pipe
 
 
+@dataclass(frozen=True, slots=True)
+class Acquire:
+    """Wait for the lock of these exchanges, so that one verification serves all who wait; gives nothing."""
+
+    lock: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Let the next one go on; gives nothing."""
+
+    lock: Any
+
+
 class ConnectionLost(Exception):
     """The performer's connection failed after it may have sent bytes."""
 
 
-Steps = Generator[Post | Read | Close, Any, "Exchange"]
+Step = Post | Read | Close | Acquire | Release
+Steps = Generator[Step, Any, "Exchange"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -140,9 +159,9 @@ class Exchange:
 class Exchanges:
     """Starts exchanges with one enclave (or the relay before it) at one origin."""
 
-    def __init__(self, trust: TrustSource, *, now: Callable[[], datetime]) -> None:
-        """Args: now: this client's own clock, aware."""
-        self._trust, self._now = trust, now
+    def __init__(self, trust: TrustSource, *, now: Callable[[], datetime], lock: Any) -> None:
+        """Args: now: this client's own clock, aware; lock: the performer's, for `Acquire` and `Release`."""
+        self._trust, self._now, self._lock = trust, now, lock
         self._session = Session()
 
     def start(self, request: BinaryRequest) -> Steps:
@@ -171,14 +190,19 @@ class Exchanges:
             yield Close(pipe)
             raise
 
-    def _enclave(self) -> Generator[Post | Read | Close, Any, VerifiedEnclave]:
+    def _enclave(self) -> Generator[Step, Any, VerifiedEnclave]:
         trust = self._trust.load()
         held = self._session.held(trust, at=self._now())
         if held is not None:
             return held
-        return (yield from self._verify(trust))
+        yield Acquire(self._lock)
+        try:
+            held = self._session.held(trust, at=self._now())
+            return held if held is not None else (yield from self._verify(trust))
+        finally:
+            yield Release(self._lock)
 
-    def _verify(self, trust: TrustFile) -> Generator[Post | Read | Close, Any, VerifiedEnclave]:
+    def _verify(self, trust: TrustFile) -> Generator[Step, Any, VerifiedEnclave]:
         ask = self._session.attest(trust)
         headers = ((b"content-type", b"application/json"), (b"accept", b"application/json"))
         try:
@@ -190,7 +214,7 @@ class Exchanges:
         except ConnectionLost:
             raise _no_evidence("the connection was lost") from None
         if pipe.status != 200:
-            raise _no_evidence(f"it answered {pipe.status}")
+            raise _no_evidence(f"it answered {pipe.status}{_said(bundle)}")
         return self._session.verified(bundle, ask, trust, at=self._now())
 
     def _answer(
@@ -270,6 +294,15 @@ def _target(enclave: VerifiedEnclave) -> SealTarget:
         keyset_digest=enclave.keyset_digest,
         receipt_key=Ed25519PublicKey.from_public_bytes(enclave.keyset.receipt_key),
     )
+
+
+def _said(body: bytes) -> str:
+    """Return the code of an unsigned refusal, for people: nothing is decided by it."""
+    with contextlib.suppress(FormatError):
+        match parse_json(body, limit=4096):
+            case {"code": str(code)} if _CODE.fullmatch(code):
+                return f" ({code})"
+    return ""
 
 
 def _no_evidence(why: str) -> SealwrightError:

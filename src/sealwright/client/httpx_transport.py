@@ -7,11 +7,25 @@ what goes out is a POST to the gateway of the same origin. Refusals come back as
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from sealwright.client.exchange import Close, ConnectionLost, Exchange, Exchanges, Pipe, Post, Read, Steps
+import anyio
+
+from sealwright.client.exchange import (
+    Acquire,
+    ConnectionLost,
+    Exchange,
+    Exchanges,
+    Pipe,
+    Post,
+    Read,
+    Release,
+    Step,
+    Steps,
+)
 from sealwright.client.refusal import STATUS, refusal
 from sealwright.client.trust_source import Trust, TrustSource
 from sealwright.errors import MessageFormatError, SealwrightError
@@ -36,12 +50,16 @@ class _Shell:
         self._trust = TrustSource(trust)
         self._origins: dict[str, Exchanges] = {}
 
+    def _new_lock(self) -> Any:
+        raise NotImplementedError
+
     def _start(self, request: Any, body: bytes) -> Steps:
         url = request.url
         if url.scheme not in ("https", "http"):
             raise MessageFormatError(f"cannot seal a request to a {url.scheme} URL", code="unsupported-url")
         origin = f"{url.scheme}://{url.netloc.decode()}"
-        exchanges = self._origins.setdefault(origin, Exchanges(self._trust, now=self._now))
+        made = Exchanges(self._trust, now=self._now, lock=self._new_lock())
+        exchanges = self._origins.setdefault(origin, made)
         headers = [(name, value) for name, value in request.headers.raw if name.lower() not in _HIDDEN]
         return exchanges.start(BinaryRequest.build(request.method, str(url), headers, body))
 
@@ -116,6 +134,9 @@ class _AsyncStream:
 
 
 class _SyncTransport(_Shell):
+    def _new_lock(self) -> Any:
+        return threading.Lock()
+
     def handle_request(self, request: Any) -> Any:
         try:
             exchange = self._run(request, self._start(request, request.read()))
@@ -136,13 +157,17 @@ class _SyncTransport(_Shell):
             exchange: Exchange = done.value
             return exchange
 
-    def _performed(self, request: Any, step: Post | Read | Close) -> tuple[Any, BaseException | None]:
+    def _performed(self, request: Any, step: Step) -> tuple[Any, BaseException | None]:
         try:
             if isinstance(step, Post):
                 raw = self._outer.handle_request(self._post(request, step))
                 return Pipe(raw.status_code, tuple(raw.headers.raw), raw, iter(raw.stream)), None
             if isinstance(step, Read):
                 return next(step.pipe.chunks, None), None
+            if isinstance(step, Acquire):
+                return step.lock.acquire(), None
+            if isinstance(step, Release):
+                return step.lock.release(), None
             return step.pipe.raw.close(), None
         except self._lib.TransportError as exc:
             return None, exc if self._not_sent(exc) else ConnectionLost()
@@ -151,6 +176,9 @@ class _SyncTransport(_Shell):
 
 
 class _AsyncTransport(_Shell):
+    def _new_lock(self) -> Any:
+        return anyio.Lock()
+
     async def handle_async_request(self, request: Any) -> Any:
         try:
             exchange = await self._run(request, self._start(request, await request.aread()))
@@ -171,13 +199,17 @@ class _AsyncTransport(_Shell):
             exchange: Exchange = done.value
             return exchange
 
-    async def _performed(self, request: Any, step: Post | Read | Close) -> tuple[Any, BaseException | None]:
+    async def _performed(self, request: Any, step: Step) -> tuple[Any, BaseException | None]:
         try:
             if isinstance(step, Post):
                 raw = await self._outer.handle_async_request(self._post(request, step))
                 return Pipe(raw.status_code, tuple(raw.headers.raw), raw, aiter(raw.stream)), None
             if isinstance(step, Read):
                 return await anext(step.pipe.chunks, None), None
+            if isinstance(step, Acquire):
+                return await step.lock.acquire(), None
+            if isinstance(step, Release):
+                return step.lock.release(), None
             return await step.pipe.raw.aclose(), None
         except self._lib.TransportError as exc:
             return None, exc if self._not_sent(exc) else ConnectionLost()
@@ -185,10 +217,8 @@ class _AsyncTransport(_Shell):
             return None, exc
 
 
-def _answered(
-    steps: Generator[Any, Any, Exchange], value: object, error: BaseException | None
-) -> Post | Read | Close:
-    step: Post | Read | Close = steps.send(value) if error is None else steps.throw(error)
+def _answered(steps: Generator[Any, Any, Exchange], value: object, error: BaseException | None) -> Step:
+    step: Step = steps.send(value) if error is None else steps.throw(error)
     return step
 
 
