@@ -208,6 +208,7 @@ def _serve_until_ended(running: Any, address: tuple[str, int], *, as_json: bool)
         emit(
             {
                 "serving": f"http://{address[0]}:{address[1]}",
+                "pid": running.pid,
                 "confidential": False,
                 "platform": "software",
                 "code": measured.register0.hex(),

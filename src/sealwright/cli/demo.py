@@ -1,0 +1,324 @@
+"""`sealwright demo`: the whole story on this machine, on a real language model, and the attacks on it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sealwright.cli import _attacks as attacks
+from sealwright.cli._output import plain
+from sealwright.cli._relay import Relay
+from sealwright.cli._stand import MODEL, Server, Stand, model_path
+from sealwright.errors import SettingsError, UnavailableError, VerificationError
+
+MARKER = ".sealwright-demo"
+QUESTION = "Why is the sky blue? Answer in one short sentence."
+TOKENS = 48
+
+
+def command(
+    folder: Annotated[
+        Path, typer.Option("--dir", help="Folder of the demo; an earlier demo's is replaced.")
+    ] = Path("sealwright-demo"),
+    attack: Annotated[
+        bool, typer.Option("--attacks/--no-attacks", help="Also attack what was built.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Tell the whole story on this machine, on a real language model.
+
+    Seal a model, start a broker and an enclave, chat through the sealed channel, verify receipt and log
+    offline, then attack each part. Nothing leaves this machine.
+    """
+    _prepare(folder)
+    teller = Teller(quiet=as_json)
+    stand = Stand(folder.resolve())
+    try:
+        told = Story(stand, teller).tell(attack=attack)
+    finally:
+        stand.stop()
+    if as_json:
+        typer.echo(json.dumps({"confidential": False, **told}, indent=2))
+
+
+@dataclass
+class Teller:
+    """Prints one line a step: what was proved, how long it took, and where to look closer."""
+
+    quiet: bool
+    steps: list[dict[str, Any]] = field(default_factory=list)
+
+    @contextmanager
+    def step(self, title: str) -> Iterator[Callable[..., None]]:
+        """Time a step; the block calls what it is given with the line to print and a command to look closer."""
+        began = time.monotonic()
+        said: list[tuple[str, str]] = []
+
+        def proved(text: str, look: str = "") -> None:
+            said.append((text, look))
+
+        yield proved
+        seconds = time.monotonic() - began
+        for text, look in said:
+            self.steps.append({"step": title, "proved": text, "look": look, "seconds": round(seconds, 2)})
+            self.line(f"{title:<9} {text}  ({seconds:.1f} s)")
+            if look:
+                self.line(f"{'':<9}   $ {look}")
+
+    def line(self, text: str = "") -> None:
+        """Print a line for people."""
+        if not self.quiet:
+            typer.echo(plain(text))
+
+    def stream(self, text: str) -> None:
+        """Print a piece of an answer as it comes."""
+        if not self.quiet:
+            typer.echo(plain(text.replace("\n", " ")), nl=False)
+
+
+class Story:
+    """DESIGN's one story, step by step."""
+
+    def __init__(self, stand: Stand, teller: Teller) -> None:
+        self.stand, self.teller = stand, teller
+        self.where = _shown(stand.folder)
+
+    def tell(self, *, attack: bool) -> dict[str, Any]:
+        """Run all steps; return what they found."""
+        line = self.teller.line
+        line(f"Sealwright on {platform.system()} {platform.release()}, platform `software`: a stand-in that")
+        line("protects from other users and processes of this machine, NOT from its administrators.")
+        line()
+        self.broker()
+        self.model()
+        enclave = self.enclave()
+        relay = Relay(enclave.url)
+        answer = self.chat(relay)
+        self.audit()
+        found: dict[str, Any] = {"answer": answer}
+        if attack:
+            line()
+            found["attacks"] = self.attack(enclave, relay)
+        self.secrecy(relay, answer)
+        relay.close()
+        line()
+        line(f"Everything is in {self.where}. To see it again offline:")
+        line(f"  $ sealwright verify {self.where}/receipt.json --trust {self.where}/hospital.trust")
+        return {**found, "folder": str(self.stand.folder), "steps": self.teller.steps}
+
+    def broker(self) -> None:
+        """The key owner's broker and its log."""
+        with self.teller.step("broker") as proved:
+            self.stand.make_broker()
+            proved(
+                f"root {self.stand.root[:12]}…, every decision logged before it is answered",
+                f"sealwright log show {self.where}/broker/log",
+            )
+
+    def model(self) -> None:
+        """Seal the model under a key that the broker made, and say who may have it."""
+        stand, where = self.stand, self.where
+        source = model_path()
+        with self.teller.step("seal") as proved:
+            stand.seal_model(source)
+            size = source.stat().st_size / 1e6
+            proved(
+                f"{MODEL}, {size:.0f} MB, under a key made inside the broker; its manifest is signed",
+                f"ls -l {where}/{stand.sealed.name}",
+            )
+        with self.teller.step("policy") as proved:
+            stand.admit_config()
+            stand.add_caller()
+            stand.make_trust()
+            proved(
+                f"the key goes only to code {stand.code[:12]}… under config {stand.config_digest[:12]}…",
+                f"cat {where}/key-policy.yaml {where}/enclave-config.json",
+            )
+
+    def enclave(self) -> Server:
+        """Start the enclave: measured, attested, leased, the model opened straight into memory."""
+        with self.teller.step("enclave") as proved:
+            server = self.stand.start_enclave(self.stand.enclave_config)
+            server.wait_for()
+            self.started = started(server)
+            claims = ", ".join(f"{name} {value}" for name, value in self.started["claims"].items())
+            proved(
+                "measured from outside, attested, has the key under a lease, model in sealed memory only",
+                f"sealwright enclave measure {self.where}/enclave-config.json",
+            )
+        self.teller.line(f"{'':<9}   {claims}")
+        return server
+
+    def chat(self, relay: Relay) -> str:
+        """A stock OpenAI client, with our transport: verify, seal, stream."""
+        from openai import OpenAI
+
+        import sealwright
+
+        stand = self.stand
+        credential = (stand.folder / "app.credential").read_text().strip()
+        with self.teller.step("client") as proved:
+            bundle = stand.folder / "attestation.json"
+            trust = stand.folder / "hospital.trust"
+            seen = stand.do("attest", "--url", relay.url, "--trust", trust, "--out", bundle)
+            self.nonce = str(seen["nonce"])
+            proved(
+                "evidence, config, keys and lease verified against hospital.trust, with a fresh nonce",
+                f"sealwright verify {self.where}/attestation.json --trust {self.where}/hospital.trust"
+                f" --nonce {self.nonce}",
+            )
+        with self.teller.step("chat") as proved:
+            transport = sealwright.http_client(trust=trust)
+            with OpenAI(base_url=f"{relay.url}/v1", api_key=credential, http_client=transport) as client:
+                stream = client.chat.completions.create(
+                    model=MODEL,
+                    messages=[{"role": "user", "content": QUESTION}],
+                    max_tokens=TOKENS,
+                    temperature=0,
+                    stream=True,
+                )
+                answer = self._shown(stream)
+                receipt = sealwright.receipt(stream)
+            (stand.folder / "receipt.json").write_bytes(receipt.file.encode())
+            proved("the answer came through ML-KEM-768+X25519 and AES-256-GCM, token by token")
+        return answer
+
+    def _shown(self, stream: Any) -> str:
+        self.teller.line(f"{'':<9} > {QUESTION}")
+        self.teller.stream(f"{'':<9} < ")
+        pieces = []
+        for chunk in stream:
+            piece = (chunk.choices[0].delta.content or "") if chunk.choices else ""
+            pieces.append(piece)
+            self.teller.stream(piece)
+        self.teller.line()
+        return "".join(pieces)
+
+    def audit(self) -> None:
+        """Receipt and log, verified offline from files."""
+        stand, where = self.stand, self.where
+        receipt, trust = stand.folder / "receipt.json", stand.folder / "hospital.trust"
+        with self.teller.step("receipt") as proved:
+            fetch_proof(stand, receipt)
+            said = stand.do("receipt", "verify", receipt, "--trust", trust)
+            proved(
+                f"receipt {str(said['receipt_id'])[:12]}…: signed by the attested keys, its fields committed, logged",
+                f"sealwright receipt verify {where}/receipt.json --trust {where}/hospital.trust",
+            )
+        with self.teller.step("log") as proved:
+            log = stand.broker_dir / "log"
+            checked = stand.do("log", "verify", log, "--key", stand.log_key)
+            proved(
+                f"all {checked['size']} entries, every tile and the signed root re-verified",
+                f"sealwright log verify {where}/broker/log --key {stand.log_key}",
+            )
+
+    def attack(self, enclave: Server, relay: Relay) -> list[dict[str, Any]]:
+        """Attack each part; every one has to be refused."""
+        results = []
+        for title, run in demo_attacks(self.stand, enclave, relay, self.started, self.nonce):
+            began = time.monotonic()
+            refusal = run()
+            seconds = time.monotonic() - began
+            results.append(
+                {"attack": title, "code": refusal.code, "exit": refusal.exit_code, "by": refusal.by}
+            )
+            self.teller.line(
+                f"attack    {title:<46} refused by {refusal.by}: {refusal.code}  ({seconds:.1f} s)"
+            )
+        return results
+
+    def secrecy(self, relay: Relay, answer: str) -> None:
+        """Search everything that was written and sent for what was secret."""
+        with self.teller.step("secrecy") as proved:
+            source = model_path()
+            with source.open("rb") as file:
+                file.seek(source.stat().st_size // 2)
+                weights = file.read(48)
+            planted = {
+                "the question": QUESTION.encode(),
+                "the answer": answer.encode(),
+                "the weights": weights,
+            }
+            wire = relay.recorded
+            found = attacks.search(planted, self.stand.folder, wire)
+            if found:
+                raise VerificationError(
+                    f"plaintext found: {'; '.join(found)}", code="plaintext-found", stage="secrecy"
+                )
+            proved(
+                f"no question, answer or weights in any file, log line, or the {len(wire)} bytes on the wire"
+            )
+
+
+def demo_attacks(
+    stand: Stand, enclave: Server, relay: Relay, started: dict[str, Any], nonce: str
+) -> list[tuple[str, Callable[[], attacks.Refusal]]]:
+    """Return the attacks, in an order that leaves the installation usable until the last."""
+    bundle, receipt = stand.folder / "attestation.json", stand.folder / "receipt.json"
+    return [
+        ("a captured request sent again", lambda: attacks.replayed_request(relay, enclave)),
+        ("one line of the enclave's code changed", lambda: attacks.changed_code(stand)),
+        ("one host more to send data to", lambda: attacks.egress_host(stand)),
+        ("another engine configuration", lambda: attacks.other_engine(stand)),
+        ("a second broker in the config", lambda: attacks.second_broker(stand)),
+        ("a rogue broker with keys of its own", lambda: attacks.rogue_broker(stand)),
+        ("the same enclave on a machine not named", lambda: attacks.unknown_machine(stand)),
+        ("one bit of the sealed model flipped", lambda: attacks.flipped_byte(stand)),
+        ("another model under the same name", lambda: attacks.substituted_model(stand)),
+        ("a debugger, run by the enclave's own user", lambda: attacks.debugger(started["pid"])),
+        ("old evidence for a new nonce", lambda: attacks.stale_nonce(stand, bundle)),
+        ("own keys put under a genuine quote", lambda: attacks.swapped_keyset(stand, bundle, nonce)),
+        ("this stand-in passed off as hardware", lambda: attacks.require_hardware(stand, bundle, nonce)),
+        ("one word of a receipt forged", lambda: attacks.forged_receipt(stand, receipt)),
+        ("a field's opening moved to another field", lambda: attacks.moved_field(stand, receipt)),
+        ("one byte of the log edited", lambda: attacks.edited_log(stand)),
+        ("the last entry of the log dropped", lambda: attacks.shortened_log(stand)),
+        ("yesterday's broker database restored", lambda: attacks.restored_database(stand)),
+    ]
+
+
+def started(server: Server) -> dict[str, Any]:
+    """Return what `enclave serve --json` printed once it served."""
+    text = server.log.read_text(errors="replace")
+    start = text.index("\n{") + 1 if "\n{" in text else text.index("{")
+    value: dict[str, Any] = json.JSONDecoder().raw_decode(text[start:])[0]
+    return value
+
+
+def fetch_proof(stand: Stand, receipt: Path) -> None:
+    """Wait until the answer's receipt is logged, and put the proof into its file."""
+    from sealwright.cli._stand import run
+
+    end = time.monotonic() + 30
+    while run("receipt", "proof", receipt, "--url", stand.broker_url).exit_code:
+        if time.monotonic() > end:
+            raise UnavailableError("the receipt was not logged in 30 s", code="proof-missing", stage="log")
+        time.sleep(0.1)
+
+
+def _prepare(folder: Path) -> None:
+    """Make an empty folder; replace only what an earlier demo made."""
+    if folder.exists() and any(folder.iterdir()) and not (folder / MARKER).exists():
+        text = f"{folder} is not empty and not an earlier demo; name another with --dir"
+        raise SettingsError(text, code="folder-not-empty", stage="setup")
+    model_path()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700, parents=True)
+    (folder / MARKER).touch()
+
+
+def _shown(folder: Path) -> str:
+    try:
+        return str(folder.relative_to(Path.cwd()))
+    except ValueError:
+        return str(folder)
