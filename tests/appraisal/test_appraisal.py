@@ -189,7 +189,7 @@ def test_a_policy_that_is_not_exactly_one_is_malformed(changes: dict[str, Any]) 
     [
         ("a: 1\na: 2\n", "duplicate-key"),
         ("a: &x 1\nb: *x\n", "yaml-alias"),
-        ("a: !!python/object/apply:os.system ['true']\n", "malformed-yaml"),
+        ("a: !!python/object/apply:os.system ['true']\n", "yaml-tag"),
         ("- 1\n", "malformed-yaml"),
         ("1: 2\n", "yaml-key"),
         ("a: [\n", "malformed-yaml"),
