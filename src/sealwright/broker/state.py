@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from sealwright.broker.ledger import Ledger, Record, Ticket
@@ -22,6 +23,8 @@ from sealwright.errors import FormatError, SealwrightError, UnavailableError, Ve
 
 D = TypeVar("D", bound=Document)
 Fields = Mapping[str, object]  # JSON values
+Parse = Callable[[type[Document], bytes], Document]
+CACHED_ROWS = 4096  # parsed rows kept; what is read is still checked against the root each time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,20 +39,27 @@ class Anchor:
 class View:
     """The rows at one moment, proved to be those of the last decision."""
 
-    def __init__(self, rows: Rows, epoch: int) -> None:
+    def __init__(self, rows: Rows, epoch: int, parse: Parse) -> None:
         """Use `State.view`."""
         self.rows = rows
         self.epoch = epoch
+        self._parse = parse
 
     def get(self, cls: type[D], kind: str, row_id: str) -> D | None:
         """Return one row, or None."""
         body = self.rows.get((kind, row_id))
-        return None if body is None else _parse(cls, body)
+        return None if body is None else self._row(cls, body)
 
     def all(self, cls: type[D], kind: str, *, prefix: str = "") -> list[D]:
         """Return the rows of a kind whose id begins with `prefix`, in order of their ids."""
         keys = sorted(key for key in self.rows if key[0] == kind and key[1].startswith(prefix))
-        return [_parse(cls, self.rows[key]) for key in keys]
+        return [self._row(cls, self.rows[key]) for key in keys]
+
+    def _row(self, cls: type[D], body: bytes) -> D:
+        row = self._parse(cls, body)
+        if not isinstance(row, cls):
+            raise TypeError("a row of another kind")
+        return row
 
 
 class State:
@@ -68,6 +78,7 @@ class State:
         self.store, self.ledger = store, ledger
         self._clock = clock
         self._uncertain = False
+        self._parse: Parse = lru_cache(CACHED_ROWS)(_parse)
         self._anchor = self._recover()
 
     @property
@@ -99,7 +110,7 @@ class State:
         self._require_certain()
         rows = self.store.rows()
         self._check(rows)
-        return View(rows, self._anchor.epoch)
+        return View(rows, self._anchor.epoch, self._parse)
 
     def decide(self, fields: Fields) -> Ticket:
         """Record a decision that changes no row. Answer only after `ledger.settle` of the ticket."""
@@ -182,7 +193,7 @@ class State:
         )
 
 
-def _parse(cls: type[D], body: bytes) -> D:
+def _parse(cls: type[Document], body: bytes) -> Document:
     try:
         return cls.parse(body)
     except FormatError as exc:
