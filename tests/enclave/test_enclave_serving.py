@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from tests.enclave.support import KID, MODEL, Clock, World, chat, enclave
 from tests.inference.support import close_others, fake_engine
 
 from sealwright.client.receipts import receipt_of
+from sealwright.enclave.keyset import EnclaveKeys
 from sealwright.errors import AppraisalError, VerificationError
 from sealwright.inference.zygote import Zygote
 
@@ -133,6 +135,11 @@ def _lease_id(notes: Any) -> bytes:
     return bytes.fromhex(next(ids["lease_id"] for event, ids in notes if event == "lease"))
 
 
+def _private_keys() -> int:
+    gc.collect()
+    return sum(isinstance(one, EnclaveKeys) for one in gc.get_objects())
+
+
 async def test_the_doors(world: World, zygote: Zygote) -> None:
     with world.broker():
         async with enclave(world, zygote) as serving:
@@ -201,10 +208,12 @@ async def test_a_revoked_key_stops_and_wipes_the_enclave(world: World, zygote: Z
             async with serving.client.stream("POST", "/v1/chat/completions", json=body) as answer:
                 pieces = answer.aiter_raw()
                 await anext(pieces)
+                assert _private_keys() == 1
                 world.running.admin.revoke_key(KID)
                 await serving.notes.wait("stopped")
                 raw = b"".join([piece async for piece in pieces])
             assert b"engine-failed" in raw
+            assert _private_keys() == 0
             code = next(ids["code"] for event, ids in serving.notes if event == "stopped")
             health = await serving.plain.get("/healthz")
             assert (health.status_code, health.text) == (503, f"stopped: {code}\n")
