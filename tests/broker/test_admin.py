@@ -258,7 +258,7 @@ def test_every_command_against_a_broker(
         (("manifest", "admit", "k1", str(envelope), "--owner-key", owner), "version", 1),
         (("policy", "set", "k1", "--policy", str(policy)), "kid", "k1"),
         (("key", "status", "k1"), "status", "active"),
-        (("owner", "add", "acme", b64url(os.urandom(31) + b"\0")), "tenant", "acme"),
+        (("owner", "add", "acme", "--owner-key", b64url(b"\xfb" + os.urandom(31))), "tenant", "acme"),
         (("caller", "add", "acme", "anna"), "caller", "anna"),
         (("caller", "list", "acme"), "callers", ["anna"]),
         (("caller", "remove", "acme", "anna"), "removed", True),

@@ -191,14 +191,14 @@ def manifest_admit(
 @owner.command("add")
 def owner_add(
     tenant: Annotated[str, typer.Argument()],
-    public_key: Annotated[str, typer.Argument(help="Ed25519, base64url, from `owner-key show`.")],
+    owner_key: Annotated[str, typer.Option(help="Ed25519, base64url, from `owner-key show`.")],
     broker: Broker,
     token_file: TokenFile,
     as_json: Json = False,
 ) -> None:
     """Admit manifests signed by one more key of the owner."""
-    b64url_decode(public_key, length=32, error=SettingsError)
-    body = {"key": public_key}
+    b64url_decode(owner_key, length=32, error=SettingsError)
+    body = {"key": owner_key}
     found = _ask(broker, token_file, "POST", f"/tenants/{_path(tenant)}/owners", body)
     emit(found, as_json=as_json, lines=[f"owner key  {found['key_id']} of {tenant}"])
 
