@@ -105,7 +105,11 @@ class Document(Record):
         Raises:
             FormatError: as `error`: not canonical, a member missing, unknown or of a wrong form.
         """
-        return cls.from_json(parse_canonical(raw, limit=limit, error=error), error=error)
+        document = cls.from_json(parse_canonical(raw, limit=limit, error=error), error=error)
+        # A member left to its default would give one document two byte strings, and another digest.
+        if document.encode() != raw:
+            raise error(f"{cls.__name__}: a member with one value only is left out", code="not-canonical")
+        return document
 
     @classmethod
     def from_json(cls, value: object, *, error: type[FormatError] = MessageFormatError) -> Self:

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from sealwright.errors import FormatError, MessageFormatError
 
 _RFC3339 = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z", re.ASCII)
+_YEARS = range(1970, 9999)  # what has a skew or a life before and after it that a datetime can hold
 _HEX = re.compile(r"(?:[0-9a-f]{2})*", re.ASCII)
 
 
@@ -74,9 +75,12 @@ def rfc3339_decode(text: str, *, error: type[FormatError] = MessageFormatError) 
     if not _RFC3339.fullmatch(text):
         raise error("not an RFC 3339 UTC time to the second", code="malformed-time")
     try:
-        return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+        when = datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
     except ValueError:
         raise error("not an RFC 3339 UTC time to the second", code="malformed-time") from None
+    if when.year not in _YEARS:
+        raise error(f"a year outside {_YEARS[0]} to {_YEARS[-1]}", code="malformed-time")
+    return when
 
 
 def joined(*items: bytes | str | int) -> bytes:
