@@ -20,7 +20,7 @@ help:
 
 demo:
 	@$(PYTHON) scripts/setup.py .venv demo model
-	@$(BIN)/sealwright demo
+	@$(BIN)/sealwright demo --dir .demo
 
 test:
 	@$(PYTHON) scripts/setup.py .venv test model

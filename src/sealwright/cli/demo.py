@@ -7,7 +7,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -288,11 +288,16 @@ def demo_attacks(
 
 
 def started(server: Server) -> dict[str, Any]:
-    """Return what `enclave serve --json` printed once it served."""
-    text = server.log.read_text(errors="replace")
-    start = text.index("\n{") + 1 if "\n{" in text else text.index("{")
-    value: dict[str, Any] = json.JSONDecoder().raw_decode(text[start:])[0]
-    return value
+    """Wait for what `enclave serve --json` prints, shortly after it serves; return it."""
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        text = "\n" + server.log.read_text(errors="replace")
+        with suppress(ValueError):
+            value: dict[str, Any] = json.JSONDecoder().raw_decode(text[text.index("\n{") + 1 :])[0]
+            return value
+        time.sleep(0.05)
+    text = f"{server.log.name}: {server.last_line()}"
+    raise UnavailableError(text, code="server-not-started", stage="setup")
 
 
 def fetch_proof(stand: Stand, receipt: Path) -> None:
