@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sealwright.appraisal.policy import TrustFile
-from sealwright.client.receipts import ReceiptFile, check_platform
+from sealwright.client.receipts import ReceiptFile, check_enclave
 from sealwright.client.verifier import VerifiedEnclave, renewed, verify_attestation
 from sealwright.crypto.canonical import canonical
 from sealwright.errors import CollateralError, MessageFormatError
@@ -46,7 +46,7 @@ def verify_receipt_file(
     enclave = _attestation(file, trust, issued)
     # 3. to 5. Signature by that keyset, commitment, and each opening that is given.
     statement = verify_receipt(file.receipt, enclave.keyset, config_digest=enclave.config_digest)
-    check_platform(statement, enclave)
+    check_enclave(statement, enclave)
     # 6. The log.
     logged = None if log_policy is None else _logged(file, statement, log_policy)
     return VerifiedReceipt(statement=statement, enclave=enclave, logged=logged, values=_values(file))

@@ -249,11 +249,12 @@ class Exchanges:
 
     def _renewed(self, head: ResponseHead, enclave: VerifiedEnclave) -> VerifiedEnclave:
         """Take the lease of a sealed head; return the enclave under the lease that the answer was given."""
-        for name, value in head.headers:
-            if name == LEASE_FIELD:
-                self._session.take_lease(value.decode("latin-1"), enclave, at=self._now())
-        held = self._session.holding
-        return held if held is not None and held.keyset_digest == enclave.keyset_digest else enclave
+        header = next((value for name, value in head.headers if name == LEASE_FIELD), None)
+        if header is None:
+            return enclave
+        lease, now = header.decode("latin-1"), self._now()
+        self._session.take_lease(lease, enclave, at=now)
+        return self._session.under(lease, enclave, at=now)
 
 
 def _buffered(exchange: Exchange) -> Steps:

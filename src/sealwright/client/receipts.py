@@ -79,11 +79,11 @@ def answer_receipt(
 
     Raises:
         MessageFormatError, VerificationError: as `verify_receipt`; `receipt-mismatch`: another request,
-            answer, platform or confidentiality.
+            answer, lease, platform or confidentiality.
     """
     receipt = Receipt.parse(b64url_decode(trailer.decode("ascii", "replace")))
     statement = verify_receipt(receipt, enclave.keyset, config_digest=enclave.config_digest)
-    check_platform(statement, enclave)
+    check_enclave(statement, enclave)
     for name, digest in (("request", request_digest), ("response", response_digest)):
         opening = receipt.fields.get(name)
         if opening is None or not hmac.compare_digest(opening.value, canonical(digest.hex())):
@@ -100,13 +100,20 @@ def answer_receipt(
     return AnswerReceipt(statement=statement, file=file)
 
 
-def check_platform(statement: ReceiptStatement, enclave: VerifiedEnclave) -> None:
-    """Prove that a receipt names the platform, and the confidentiality, that the evidence shows.
+def check_enclave(statement: ReceiptStatement, enclave: VerifiedEnclave) -> None:
+    """Prove that a receipt names the lease, and the platform and confidentiality that the evidence shows.
 
     Raises:
         VerificationError: `receipt-mismatch`.
     """
     said = statement.predicate
+    # One keyset serves many tenants: the lease is what says whose answer this was.
+    if said.lease_id != enclave.lease.lease_id:
+        raise VerificationError(
+            "the receipt is of another lease, perhaps another tenant's",
+            code="receipt-mismatch",
+            stage="signature",
+        )
     if (said.platform, said.confidential) != (enclave.appraisal.platform, enclave.confidential):
         raise VerificationError(
             "the receipt names another platform than the evidence", code="receipt-mismatch", stage="signature"

@@ -97,6 +97,22 @@ class Session:
             return False
         return True
 
+    def under(self, header: str, enclave: VerifiedEnclave, *, at: datetime) -> VerifiedEnclave:
+        """Return `enclave` under the lease of a sealed response head, which its receipt must name, held or not.
+
+        One that does not verify leaves `enclave` as it is: then the receipt is refused, not the answer.
+        """
+        try:
+            envelope = b64url_decode(header[: MAX_LEASE_HEADER + 1])
+            lease_id = Lease.unverified(envelope).lease_id
+            held = self._enclave
+            for known in (enclave, enclave if held is None else held):
+                if (known.keyset_digest, known.lease.lease_id) == (enclave.keyset_digest, lease_id):
+                    return known
+            return enclave if self._trust is None else renewed(enclave, envelope, trust=self._trust, at=at)
+        except SealwrightError:
+            return enclave
+
     def forget(self, why: str) -> None:
         """Hold nothing any more; `why` is told when the next request asks."""
         self._enclave, self.why = None, why
