@@ -33,6 +33,14 @@ class SealwrightError(Exception):
         self.code = code
         self.stage = stage
 
+    def lines(self) -> list[str]:
+        """Return what a person reads on stderr, in every command and inside an enclave alike."""
+        stage = [f"stage: {self.stage}"] if self.stage else []
+        return [*self._reasons(), *stage, f"more:  sealwright explain {self.code}"]
+
+    def _reasons(self) -> list[str]:
+        return [f"error: {self}  [{self.code}]"]
+
 
 class FormatError(SealwrightError):
     """Malformed input: refused before anything in it was believed."""
@@ -104,6 +112,12 @@ class AppraisalError(SealwrightError):
             raise ValueError("an AppraisalError needs at least one failure")
         super().__init__("; ".join(failures), code=failures[0].code, stage=stage)
         self.failures = tuple(failures)
+
+    def _reasons(self) -> list[str]:
+        if len(self.failures) == 1:
+            return super()._reasons()
+        head = f"error: not allowed, for {len(self.failures)} reasons:  [{self.code}]"
+        return [head, *[f"  - {failure}  [{failure.code}]" for failure in self.failures]]
 
 
 class UnavailableError(SealwrightError):

@@ -57,7 +57,7 @@ def of_error(error: SealwrightError, *, path: str) -> Response:
     """Return the answer to a request that failed. The administrator alone is told why."""
     admin = path.startswith("/sealwright/v1/admin/")
     status = status_of(error, admin=admin)
-    more: dict[str, object] = {}
+    more: dict[str, object] = {"exit_code": error.exit_code}
     if admin:
-        more = {"detail": str(error), "stage": error.stage, "exit_code": error.exit_code}
+        more |= {"detail": str(error), "stage": error.stage}
     return problem(status, error.code, kbs=path.startswith("/kbs/"), **more)

@@ -49,15 +49,8 @@ def _expected(error: SealwrightError, *, as_json: bool) -> int:
         listed = [{"code": failure.code, "message": str(failure)} for failure in failures]
         _print_json(error.code, error.stage, str(error), listed)
         return error.exit_code
-    if len(failures) > 1:
-        note(f"error: not allowed, for {len(failures)} reasons:  [{error.code}]")
-        for failure in failures:
-            note(f"  - {failure}  [{failure.code}]")
-    else:
-        note(f"error: {error}  [{error.code}]")
-    if error.stage:
-        note(f"stage: {error.stage}")
-    note(f"more:  sealwright explain {error.code}")
+    for line in error.lines():
+        note(line)
     return error.exit_code
 
 

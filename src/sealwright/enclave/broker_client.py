@@ -38,11 +38,17 @@ from sealwright.protocol.report_data import Purpose, report_data
 _CODE = re.compile(r"[a-z0-9]+(-[a-z0-9]+){0,7}", re.ASCII)
 _MAX_MESSAGE = 256 * 1024  # bytes
 _REFUSALS = (400, 401, 403, 404, 409, 410)
+_EXIT_CODES = (10, 11, 12, 13, 65)
 JOURNAL_INFO = joined("sealwright/journal/v1")
 
 
 class BrokerRefusal(AppraisalError):
     """The broker itself said no: what an enclave obeys even while its lease lasts."""
+
+    def __init__(self, text: str, *, code: str, exit_code: int) -> None:
+        """Args: code, exit_code: as the broker said, to be shown."""
+        super().__init__([AppraisalFailure(text, code=code)], stage="broker")
+        self.exit_code = exit_code
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,10 +276,12 @@ class Session:
     def _checked(self, answer: Answer) -> Answer:
         if answer.status == 200:
             return answer
-        code = _code(answer.body)
+        code, exit_code = _said(answer.body)
         if answer.status in _REFUSALS:
-            text = f"the broker refused ({answer.status}); its log says why"
-            raise BrokerRefusal([AppraisalFailure(text, code=code or "broker-refused")], stage="broker")
+            text = (
+                f"the broker refused ({answer.status}); its owner sees why: sealwright broker decisions list"
+            )
+            raise BrokerRefusal(text, code=code or "broker-refused", exit_code=exit_code)
         raise UnavailableError(
             f"the broker cannot answer now ({answer.status})",
             code=code or "broker-unreachable",
@@ -281,10 +289,15 @@ class Session:
         )
 
 
-def _code(body: bytes) -> str:
-    """Return the broker's code for a refusal if it has the form of one: it is shown, never acted on."""
+def _said(body: bytes) -> tuple[str, int]:
+    """Return the broker's code and exit code for a refusal, if it has that form: shown, never acted on."""
     try:
-        code = parse_json(body, limit=_MAX_MESSAGE).get("code")
-    except (MessageFormatError, AttributeError):
-        return ""
-    return code if isinstance(code, str) and len(code) <= 64 and _CODE.fullmatch(code) else ""
+        said = parse_json(body, limit=_MAX_MESSAGE)
+    except MessageFormatError:
+        said = None
+    match said:
+        case {"code": str(code), **rest} if len(code) <= 64 and _CODE.fullmatch(code):
+            exit_code = rest.get("exit_code")
+            known = isinstance(exit_code, int) and exit_code in _EXIT_CODES
+            return code, exit_code if known else AppraisalError.exit_code
+    return "", AppraisalError.exit_code

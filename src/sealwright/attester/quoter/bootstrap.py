@@ -121,12 +121,17 @@ def _call(module: ModuleType, function: str, workload: Workload) -> int:
 
 
 def _report(exc: BaseException) -> None:
-    """Say where it failed, and only our own errors' words: another's message may quote plaintext."""
+    """Say what refused the start, as commands do, in our own errors' words: another's may quote plaintext."""
     from sealwright.errors import SealwrightError
 
-    text = f"{exc.code}: {exc}" if isinstance(exc, SealwrightError) else "unexpected"
-    places = [f"{frame.name}:{frame.lineno}" for frame in traceback.extract_tb(exc.__traceback__)[-4:]]
-    print(f"workload: {type(exc).__name__}: {text} ({' > '.join(places)})", file=sys.stderr)
+    if isinstance(exc, SealwrightError):
+        lines = exc.lines()
+    else:
+        frames = traceback.extract_tb(exc.__traceback__)[-4:]
+        places = " > ".join(f"{frame.name}:{frame.lineno}" for frame in frames)
+        lines = [f"error: internal error, our bug: {type(exc).__name__} at {places}  [internal-error]"]
+    for line in lines:
+        print("".join(char if char.isprintable() else "?" for char in line), file=sys.stderr)
 
 
 if __name__ == "__main__":
