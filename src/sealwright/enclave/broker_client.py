@@ -11,11 +11,11 @@ import json
 import re
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sealwright.crypto.canonical import canonical, parse_json
-from sealwright.crypto.encoding import b64url, joined
+from sealwright.crypto.encoding import b64url, b64url_decode, joined
 from sealwright.crypto.hpke import HpkePublicKey, Kem, open_from, seal_to
 from sealwright.crypto.statement import ed25519
 from sealwright.enclave.clock import EnclaveClock
@@ -36,7 +36,7 @@ from sealwright.protocol.release import verify_release
 from sealwright.protocol.report_data import Purpose, report_data
 
 _CODE = re.compile(r"[a-z0-9]+(-[a-z0-9]+){0,7}", re.ASCII)
-_MAX_MESSAGE = 256 * 1024  # bytes
+_MAX_MESSAGE = 1 << 20  # bytes; a lease comes with up to 4096 callers
 _REFUSALS = (400, 401, 403, 404, 409, 410)
 _EXIT_CODES = (10, 11, 12, 13, 65)
 JOURNAL_INFO = joined("sealwright/journal/v1")
@@ -61,7 +61,7 @@ class Grant:
     broker_keys: BrokerKeys
     broker_keys_envelope: bytes  # DSSE
     ear: str
-    sent: float  # seconds of the enclave's clock, before the request
+    sent: float  # seconds of the enclave's clock, before the evidence of its session was made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +75,7 @@ class Identity:
     openings: Sequence[TenantList]
     quote: Callable[[bytes], bytes]
     platform: str = "software"  # what the quotes are of
+    nonces: set[bytes] = field(default_factory=set, repr=False)  # of brokers, that were quoted for
 
     def evidence(self, purpose: Purpose, nonce: bytes) -> dict[str, Any]:
         """Return an evidence envelope (JSON values) for `purpose` over a verifier's nonce."""
@@ -154,6 +155,7 @@ class Session:
         self._cookie = ""
         self._nonce = b""
         self._ear = ""
+        self._sent = 0.0
 
     def attest(self) -> None:
         """Send evidence for the broker's nonce."""
@@ -164,11 +166,15 @@ class Session:
         challenge: Challenge = parse_message(Challenge, answer.body, limit=_MAX_MESSAGE)
         if challenge.extra_params != extra:
             raise MessageFormatError("the broker does not speak the keyset form", code="no-keyset-form")
-        self._nonce = challenge.nonce_bytes()
+        self._nonce = self._fresh(challenge.nonce_bytes())
+        # A host may fetch the lease itself and hold everything back: no lease of this session is older than this.
+        self._sent = self._clock.elapsed()
         token = parse_json(self._post("/kbs/v0/attest", self._attestation()).body, limit=_MAX_MESSAGE)
         if not isinstance(token, dict) or not isinstance(token.get("token"), str):
             raise MessageFormatError("the broker's result is not a token", code="malformed-ear")
         self._ear = token["token"]
+        if _nonce_of(self._ear) != b64url(self._nonce):
+            raise VerificationError("the result is of another session", code="ear-mismatch", stage="attest")
 
     def lease(self, tenant: str, *, answers: int) -> Grant:
         """Return a verified lease of one tenant.
@@ -179,13 +185,12 @@ class Session:
         Raises:
             VerificationError: not by this broker's root, or not for us. AppraisalError: refused.
         """
-        sent = self._clock.elapsed()
         answer = self._post("/kbs/v0/sealwright/lease", {"tenant": tenant, "answers": answers})
         parts = parse_json(answer.body, limit=_MAX_MESSAGE)
         if not isinstance(parts, dict) or set(parts) != {"lease", "callers", "broker_keys"}:
             raise MessageFormatError("not a lease, callers and broker keys", code="malformed-lease")
         return self._verified(
-            tenant, sent, *(canonical(parts[name]) for name in ("lease", "callers", "broker_keys"))
+            tenant, self._sent, *(canonical(parts[name]) for name in ("lease", "callers", "broker_keys"))
         )
 
     def release(self, grant: Grant, kid: str, manifest_digest: bytes) -> bytearray:
@@ -247,6 +252,13 @@ class Session:
             sent=sent,
         )
 
+    def _fresh(self, nonce: bytes) -> bytes:
+        """Return a nonce not quoted for before: what was answered to an earlier one is old, and would be news."""
+        if nonce in self._identity.nonces:
+            raise VerificationError("the broker's nonce was used before", code="nonce-used", stage="nonce")
+        self._identity.nonces.add(nonce)
+        return nonce
+
     def _attestation(self) -> dict[str, Any]:
         identity = self._identity
         keyset = identity.keys.keyset
@@ -298,6 +310,14 @@ def _said(body: bytes) -> tuple[str, int]:
     match said:
         case {"code": str(code), **rest} if len(code) <= 64 and _CODE.fullmatch(code):
             exit_code = rest.get("exit_code")
-            known = isinstance(exit_code, int) and exit_code in _EXIT_CODES
-            return code, exit_code if known else AppraisalError.exit_code
+            if isinstance(exit_code, int) and exit_code in _EXIT_CODES:
+                return code, exit_code
+            return code, AppraisalError.exit_code
     return "", AppraisalError.exit_code
+
+
+def _nonce_of(ear: str) -> object:
+    """Return the nonce in a result, whose signature is not looked at: the signed lease names its digest."""
+    parts = ear.split(".")
+    claims = parse_json(b64url_decode(parts[1]), limit=_MAX_MESSAGE) if len(parts) == 3 else None
+    return claims.get("eat_nonce") if isinstance(claims, dict) else None
