@@ -79,7 +79,7 @@ def test_a_key_from_its_making_to_an_admitted_manifest(live: Live) -> None:
         assert live.running.admin.decisions(1)[0]["action"] == "admin-sealing-key"
         admitted = admit_manifest(live.url, live.token, "k1", live.world.manifest(dek, "k1"), owner_key=owner)
         assert admitted["version"] == 1
-        again = fetch_sealing_key(live.url, live.token, "k1")
+        again = fetch_sealing_key(live.url, live.token, "k1", root=live.world.broker_root, at=NOW)
         assert again == dek
     assert b64url(dek) not in repr(live.lines)
     assert live.token not in repr(live.lines)
@@ -108,8 +108,10 @@ def test_a_sealing_key_for_another_request_is_refused(live: Live) -> None:
             answer = http.request(request.method, url, headers=request.headers, content=request.read())
         return httpx2.Response(answer.status_code, content=answer.content)
 
+    relay = httpx2.MockTransport(swapping)
+    root = live.world.broker_root
     with pytest.raises(VerificationError) as caught:
-        fetch_sealing_key(live.url, live.token, "k1", transport=httpx2.MockTransport(swapping))
+        fetch_sealing_key(live.url, live.token, "k1", root=root, at=NOW, transport=relay)
     assert code_of(caught) == "sealing-key-mismatch"
 
 
@@ -129,19 +131,19 @@ def test_without_the_token_nothing_is_answered(token: str, live: Live) -> None:
         )
         assert (answer.status_code, answer.json()["code"]) == (401, "admin-token")
     with pytest.raises(AppraisalError) as caught:
-        fetch_sealing_key(live.url, "swa_wrong", "k1")
+        fetch_sealing_key(live.url, "swa_wrong", "k1", root=live.world.broker_root)
     assert code_of(caught) == "admin-token"
 
 
 def test_nobody_there_is_unavailable() -> None:
     with pytest.raises(UnavailableError) as caught:
-        fetch_sealing_key("http://127.0.0.1:1", "t", "k1")
+        fetch_sealing_key("http://127.0.0.1:1", "t", "k1", root=bytes(32))
     assert code_of(caught) == "broker-unreachable"
 
 
 def test_an_unknown_key_is_told_with_its_reason_to_the_administrator(live: Live) -> None:
     with pytest.raises(AppraisalError, match="no key nope") as caught:
-        fetch_sealing_key(live.url, live.token, "nope")
+        fetch_sealing_key(live.url, live.token, "nope", root=live.world.broker_root)
     assert code_of(caught) == "key-unknown"
     assert live.running.admin.decisions(1)[0]["code"] == "key-unknown"
 

@@ -17,7 +17,7 @@ import sealwright.cli.seal as module
 from sealwright.cli import main
 from sealwright.cli.explain import explanations
 from sealwright.crypto.dsse import key_id
-from sealwright.crypto.encoding import b64url_decode
+from sealwright.crypto.encoding import b64url, b64url_decode
 from sealwright.sealing import Manifest, manifest_path
 
 DEK = bytes(range(32))
@@ -122,13 +122,17 @@ def test_a_bar_is_drawn_on_a_terminal_only(
     assert "Sealing" not in out
 
 
+ROOT = bytes(range(32))
+
+
 @pytest.fixture
 def admin(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
     """A stand-in for the broker's admin client; what it was asked."""
     asked: list[tuple[object, ...]] = []
     fake = types.ModuleType("sealwright.client.admin")
 
-    def fetch_sealing_key(url: str, token: str, kid: str) -> bytes:
+    def fetch_sealing_key(url: str, token: str, kid: str, *, root: bytes) -> bytes:
+        assert root == ROOT
         asked.append(("fetch", url, token, kid))
         return DEK
 
@@ -142,7 +146,7 @@ def admin(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
     return asked
 
 
-BROKER = ("--broker", "https://broker.example", "--token-file", "token")
+BROKER = ("--broker", "https://broker.example", "--broker-root", b64url(ROOT), "--token-file", "token")
 
 
 def test_a_broker_gives_the_key_and_admits_the_manifest(
@@ -181,9 +185,10 @@ def test_no_admin_client_is_said(
         (),
         ("--dek-file", "dek", *BROKER),
         ("--broker", "https://b"),
+        tuple(part for part in BROKER if part not in ("--broker-root", b64url(ROOT))),
         ("--dek-file", "dek", "--token-file", "token"),
     ],
-    ids=["neither", "both", "no token", "token without broker"],
+    ids=["neither", "both", "no token", "no root", "token without broker"],
 )
 def test_one_source_of_the_key_must_be_named(
     folder: Path, options: tuple[str, ...], capsys: pytest.CaptureFixture[str]

@@ -6,6 +6,7 @@ An attack that is not refused raises `Undefended`.
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import re
@@ -69,7 +70,9 @@ def changed_code(stand: Stand) -> Refusal:
     with (fake / "sealwright" / "enclave" / "app.py").open("a") as file:
         file.write("\n# one more line\n")
     env = {"PYTHONPATH": str(fake)}
-    return _of_start(stand.start_enclave(stand.enclave_config, name="changed-code", env=env), "broker")
+    refusal = _of_start(stand.start_enclave(stand.enclave_config, name="changed-code", env=env), "broker")
+    shutil.rmtree(fake)
+    return refusal
 
 
 def changed_config(stand: Stand, member: str, value: object) -> Refusal:
@@ -179,7 +182,7 @@ def debugger(pid: int) -> Refusal:
     os.waitpid(child, 0)
     if opened:
         raise Undefended(", ".join(opened))
-    return Refusal(code="EACCES", exit_code=0, by="kernel")
+    return Refusal(code=os.strerror(errno.EACCES).lower(), exit_code=0, by="kernel")
 
 
 def _uid(pid: int) -> int:

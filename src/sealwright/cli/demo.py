@@ -18,7 +18,7 @@ from sealwright.cli import _attacks as attacks
 from sealwright.cli._output import plain
 from sealwright.cli._relay import Relay
 from sealwright.cli._stand import MODEL, Server, Stand, model_path
-from sealwright.errors import SettingsError, UnavailableError, VerificationError
+from sealwright.errors import CollateralError, SettingsError, UnavailableError, VerificationError
 
 MARKER = ".sealwright-demo"
 QUESTION = "Why is the sky blue? Answer in one short sentence."
@@ -307,7 +307,7 @@ def fetch_proof(stand: Stand, receipt: Path) -> None:
     end = time.monotonic() + 30
     while run("receipt", "proof", receipt, "--url", stand.broker_url).exit_code:
         if time.monotonic() > end:
-            raise UnavailableError("the receipt was not logged in 30 s", code="proof-missing", stage="log")
+            raise CollateralError("the receipt was not logged in 30 s", code="proof-missing", stage="log")
         time.sleep(0.1)
 
 

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from sealwright.cli._output import emit
 from sealwright.crypto.dsse import key_id
-from sealwright.crypto.encoding import b64url, hex_decode
+from sealwright.crypto.encoding import b64url, b64url_decode, hex_decode
 from sealwright.crypto.streaming import KEY_BYTES
 from sealwright.errors import SettingsError, UnavailableError
 from sealwright.sealing import (
@@ -40,6 +40,9 @@ from sealwright.sealing.manifest import ID_BYTES
 MAX_SECRET_FILE = 16 << 10  # bytes
 
 Broker = Annotated[str | None, typer.Option(help="URL of the broker that holds the key.")]
+BrokerRoot = Annotated[
+    str | None, typer.Option(metavar="KEY", help="The broker's root, base64url: a key by another is refused.")
+]
 TokenFile = Annotated[Path | None, typer.Option(help="File with the broker's admin token.")]
 DekFile = Annotated[Path | None, typer.Option(help="32 raw bytes, mode 0600, in place of a broker.")]
 OwnerKey = Annotated[Path, typer.Option(help="The owner's private key, from `owner-key new`.")]
@@ -52,6 +55,7 @@ def seal(
     out: Annotated[Path | None, typer.Option(help="Folder for the result; default: beside PATH.")] = None,
     kid: Annotated[str | None, typer.Option(help="Name of the key; default: the file's name.")] = None,
     broker: Broker = None,
+    broker_root: BrokerRoot = None,
     token_file: TokenFile = None,
     dek_file: DekFile = None,
     artefact_version: Annotated[int, typer.Option(min=1, help="Counts up with the content.")] = 1,
@@ -68,7 +72,7 @@ def seal(
     artefact = (out or path.parent) / f"{path.name}.sealed"
     identity = None if artefact_id is None else hex_decode(artefact_id, length=ID_BYTES, error=SettingsError)
     signer = _load_owner_key(owner_key)
-    key_source = _KeySource(broker, token_file, dek_file)
+    key_source = _KeySource(broker, broker_root, token_file, dek_file)
     dek = key_source.fetch(name)
     with _progress("Sealing", quiet=as_json) as progress:
         manifest = seal_file(
@@ -99,6 +103,7 @@ def open_(
     owner_key: OwnerKey,
     to: Annotated[Path, typer.Option(help="File to write, mode 0600.")],
     broker: Broker = None,
+    broker_root: BrokerRoot = None,
     token_file: TokenFile = None,
     dek_file: DekFile = None,
     manifest_digest: Annotated[
@@ -117,7 +122,7 @@ def open_(
     else:
         expected = hex_decode(manifest_digest, length=32, error=SettingsError)
         manifest = Manifest.verify(envelope, keys, expected)
-    dek = _KeySource(broker, token_file, dek_file).fetch(manifest.kid)
+    dek = _KeySource(broker, broker_root, token_file, dek_file).fetch(manifest.kid)
     with _progress("Opening", quiet=as_json) as progress:
         open_to_file(artefact, manifest, dek, to, progress=progress)
     result = {**_describe(artefact, manifest), "to": str(to)}
@@ -155,11 +160,16 @@ def owner_key_show(
 class _KeySource:
     """Where the DEK comes from: a broker, or a file."""
 
-    def __init__(self, broker: str | None, token_file: Path | None, dek_file: Path | None) -> None:
+    def __init__(
+        self, broker: str | None, root: str | None, token_file: Path | None, dek_file: Path | None
+    ) -> None:
         if (broker is None) == (dek_file is None):
-            raise typer.BadParameter("give either --broker with --token-file, or --dek-file")
-        if (broker is None) != (token_file is None):
-            raise typer.BadParameter("--broker and --token-file belong together")
+            raise typer.BadParameter(
+                "give either --broker with --broker-root and --token-file, or --dek-file"
+            )
+        if not (broker is None) == (root is None) == (token_file is None):
+            raise typer.BadParameter("--broker, --broker-root and --token-file belong together")
+        self._root = None if root is None else b64url_decode(root, length=32, error=SettingsError)
         self._dek_file = dek_file
         self._broker = broker
         self._token = "" if token_file is None else _read_token(token_file)
@@ -167,7 +177,7 @@ class _KeySource:
     def fetch(self, kid: str) -> bytes:
         """Return the DEK, 32 bytes."""
         if self._dek_file is None:
-            key: bytes = _admin().fetch_sealing_key(self._broker, self._token, kid)
+            key: bytes = _admin().fetch_sealing_key(self._broker, self._token, kid, root=self._root)
             return key
         dek = _read_secret(self._dek_file)
         if len(dek) != KEY_BYTES:

@@ -29,7 +29,7 @@ from sealwright.errors import (
     UnavailableError,
     VerificationError,
 )
-from sealwright.protocol.lease import BrokerKeys, verify_broker_keys
+from sealwright.protocol.lease import verify_broker_keys
 from sealwright.protocol.sealing_key import SealingKey
 
 PREFIX = "/sealwright/v1/admin"
@@ -104,15 +104,15 @@ def fetch_sealing_key(
     token: str,
     kid: str,
     *,
-    root: bytes | None = None,
+    root: bytes,
     at: datetime | None = None,
     transport: httpx2.BaseTransport | None = None,
 ) -> bytes:
     """Return the key `kid` (32 bytes), sealed on its way to a key made for this call. The broker logs it first.
 
     Args:
-        root: the broker's Ed25519 root; None: the answer is only proved to be by the broker at this
-            address, whoever that is.
+        root: the broker's Ed25519 root. Without it whoever answers at the address could hand out a key
+            of their own, and read what is sealed with it.
         at: time to check the broker's keys at; default: now.
 
     Raises:
@@ -123,10 +123,7 @@ def fetch_sealing_key(
         envelope = client.fetch("GET", "/sealwright/v1/broker-keys")
         asked = {"public_key": b64url(private.public.raw)}
         sealed = client.fetch("POST", f"{PREFIX}/keys/{kid}/sealing-key", asked)
-    if root is None:
-        keys = BrokerKeys.unverified(envelope)
-    else:
-        keys = verify_broker_keys(envelope, [root], at=at or datetime.now(UTC))
+    keys = verify_broker_keys(envelope, [root], at=at or datetime.now(UTC))
     said = SealingKey.verify(sealed, [ed25519(keys.release_key)], stage="signature")
     if said.kid != kid or not hmac.compare_digest(
         said.recipient, hashlib.sha256(private.public.raw).digest()
