@@ -50,8 +50,23 @@ def load(model_fd: int, parameters: EngineParameters) -> Any:
     """Return llama.cpp's server on the model, with its own HTTP listener shut down."""
     import xllamacpp
 
+    p = common_params(f"/proc/self/fd/{model_fd}", parameters)
+    # The server cannot be told not to listen: give it an abstract unix socket that nobody can name,
+    # a key that nobody knows, and shut it as soon as we may.
+    p.hostnames = [f"@{secrets.token_hex(16)}.sock"]
+    p.api_keys = [secrets.token_hex(32)]
+    server = xllamacpp.Server(p)
+    if shut_listeners() < 1:
+        raise RuntimeError("llama.cpp's listener was not found")
+    return server
+
+
+def common_params(path: str, parameters: EngineParameters) -> Any:
+    """Return llama.cpp's parameters for the model at `path`, all but where its server listens."""
+    import xllamacpp
+
     p = xllamacpp.CommonParams()
-    p.model.path = f"/proc/self/fd/{model_fd}"
+    p.model.path = path
     p.load_mode = xllamacpp.llama_load_mode.LLAMA_LOAD_MODE_MMAP  # maps the memfd: one plaintext copy
     p.n_ctx = parameters.context_tokens * parameters.slots  # llama.cpp divides it among the slots
     p.n_parallel = parameters.slots
@@ -61,14 +76,7 @@ def load(model_fd: int, parameters: EngineParameters) -> Any:
     p.cache_ram_mib = 0
     p.ctx_shift = False
     p.endpoint_slots = p.endpoint_metrics = p.endpoint_props = p.ui = False
-    # The server cannot be told not to listen: give it an abstract unix socket that nobody can name,
-    # a key that nobody knows, and shut it as soon as we may.
-    p.hostnames = [f"@{secrets.token_hex(16)}.sock"]
-    p.api_keys = [secrets.token_hex(32)]
-    server = xllamacpp.Server(p)
-    if shut_listeners() < 1:
-        raise RuntimeError("llama.cpp's listener was not found")
-    return server
+    return p
 
 
 def shut_listeners() -> int:
