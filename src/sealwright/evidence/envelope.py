@@ -11,6 +11,7 @@ from sealwright.errors import EvidenceFormatError, FormatError
 
 MAX_ENVELOPE = 64 * 1024  # bytes
 _MAX_CERTIFICATES = 8
+_FormatErrorType = type[FormatError]  # the envelope has a member `type` of its own
 
 
 def _tuple(value: object) -> object:
@@ -42,7 +43,7 @@ class EvidenceEnvelope(Document):
 
     @classmethod
     def parse(
-        cls, raw: bytes, *, limit: int = MAX_ENVELOPE, error: type[FormatError] = EvidenceFormatError
+        cls, raw: bytes, *, limit: int = MAX_ENVELOPE, error: _FormatErrorType = EvidenceFormatError
     ) -> Self:
         """Return the envelope in `raw`.
 
