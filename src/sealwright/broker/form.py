@@ -108,5 +108,8 @@ def _check_named(config: EnclaveConfig, root: bytes, log_key: str) -> None:
         failures.append(
             AppraisalFailure("the enclave config does not name this broker's log", code="log-not-named")
         )
+    if config.log.quorum:
+        text = "the enclave config asks for a witness quorum, and this broker's log has no witnesses"
+        failures.append(AppraisalFailure(text, code="log-quorum-unsupported"))
     if failures:
         raise AppraisalError(failures, stage="config")

@@ -56,8 +56,11 @@ class Journal:
         batch = _open(self._core, raw)
         try:
             with self._core.state.lock:
-                key = _receipt_key(self._core.state.view(), batch)
+                view = self._core.state.view()
+            key = _receipt_key(view, batch)
             said = [_statement(entry, key, batch.keyset_digest) for entry in batch.entries]
+            for one in said:
+                _check_lease(view, one.predicate.lease_id, batch.keyset_digest)
         except SealwrightError as error:
             self._core.refuse(error, action="journal", keyset_digest=batch.keyset_digest)
             raise
@@ -126,6 +129,15 @@ def _statement(entry: JournalEntry, key: bytes, keyset_digest: bytes) -> Receipt
                 "the fields do not give the commitment", code="commitment-mismatch", stage="journal"
             )
     return statement
+
+
+def _check_lease(view: View, lease_id: bytes, keyset_digest: bytes) -> None:
+    # Else one enclave's receipts would count as another's, and hide that some of those are missing.
+    row = view.get(LeaseRow, "lease", lease_id.hex())
+    if row is not None and not hmac.compare_digest(row.keyset_digest, keyset_digest):
+        raise VerificationError(
+            "the receipt names another keyset's lease", code="receipt-mismatch", stage="journal"
+        )
 
 
 def _malformed() -> MessageFormatError:

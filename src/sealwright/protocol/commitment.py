@@ -107,4 +107,4 @@ class Openings(Document):
     """A record's openings as a file: kept beside the broker for auditors, or given to the caller."""
 
     record_id: Id16
-    fields: dict[str, Opening]
+    fields: dict[Name, Opening]

@@ -1,0 +1,58 @@
+"""Against the broker: a rogue enclave's journal, promises that nobody keeps, openings that are not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.broker.support import Enclave, Kbs, World
+from tests.broker.test_journal import batch, post, receipt
+
+from sealwright.broker.service import Running
+from sealwright.errors import MessageFormatError
+from sealwright.protocol.commitment import Openings
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path / "broker")
+
+
+@pytest.fixture
+def running(world: World) -> Iterator[Running]:
+    with world.open() as running:
+        world.add_key(running)
+        yield running
+
+
+async def test_receipts_naming_another_enclaves_lease_do_not_count_as_its(
+    world: World, running: Running
+) -> None:
+    victim, rogue = Enclave.make(world, running), Enclave.make(world, running)
+    held = await Kbs(running).leased(victim)
+    kbs = Kbs(running)
+    got = await kbs.leased(rogue)
+    forged, _ = receipt(rogue, got, lease_id=held.lease.lease_id)
+    size = running.core.state.store.count_receipts(held.lease.lease_id)
+    answer = await post(kbs, batch(got.broker_keys, rogue.keyset.digest(), forged))
+    assert (answer.status_code, answer.json()["code"]) == (401, "receipt-mismatch")
+    assert running.core.state.store.count_receipts(held.lease.lease_id) == size == 0
+    honest, _ = receipt(rogue, got)
+    assert (await post(kbs, batch(got.broker_keys, rogue.keyset.digest(), honest))).status_code == 200
+
+
+async def test_a_witness_quorum_that_nobody_would_check_is_refused(world: World, running: Running) -> None:
+    enclave = Enclave.make(world, running)
+    log = enclave.config.to_json()["log"]
+    answer = await Kbs(running).attest(enclave.with_config(log={**log, "quorum": 1}))
+    assert (answer.status_code, answer.json()["code"]) == (401, "log-quorum-unsupported")
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a" * 65, "é"])
+def test_openings_with_odd_names_are_malformed(name: str) -> None:
+    raw = (
+        '{"fields":{"%s":{"salt":"%s","value":""}},"record_id":"%s"}' % (name, "A" * 43, "0" * 32)
+    ).encode()
+    with pytest.raises(MessageFormatError):
+        Openings.parse(raw)
