@@ -10,6 +10,7 @@ from tests.broker.support import Enclave, Kbs, World
 from tests.broker.test_journal import batch, post, receipt
 
 from sealwright.broker.service import Running
+from sealwright.crypto.canonical import canonical
 from sealwright.errors import MessageFormatError
 from sealwright.protocol.commitment import Openings
 
@@ -51,8 +52,6 @@ async def test_a_witness_quorum_that_nobody_would_check_is_refused(world: World,
 
 @pytest.mark.parametrize("name", ["", "../x", "a" * 65, "é"])
 def test_openings_with_odd_names_are_malformed(name: str) -> None:
-    raw = (
-        '{"fields":{"%s":{"salt":"%s","value":""}},"record_id":"%s"}' % (name, "A" * 43, "0" * 32)
-    ).encode()
+    fields = {name: {"salt": "A" * 43, "value": ""}}
     with pytest.raises(MessageFormatError):
-        Openings.parse(raw)
+        Openings.parse(canonical({"fields": fields, "record_id": "0" * 32}))

@@ -28,6 +28,7 @@ from sealwright.transport.server import Caller, Gateway
 TICK_S = 0.25
 JOURNAL_PAUSES_S = (0.0, 1.0, 2.0, 5.0, 10.0)  # after so many failures in a row
 DRAIN_S = 5.0  # how long a stop waits for answers to end, after their engines were killed
+PROOFS_AT_ONCE = 2  # asked of the broker for callers; leases, receipts and quotes share the threads
 FLUSH_S = 15.0  # how long the end waits for the broker to log what is left
 
 OnStop = Callable[[str], Awaitable[None]]
@@ -67,6 +68,7 @@ class Enclave:
         }
         self._last_grant: Grant | None = None
         self._answering = 0
+        self._proving = 0
         self._told: set[str] = set()
         self._renewal: asyncio.Task[None] | None = None
 
@@ -136,8 +138,18 @@ class Enclave:
         ).encode()
 
     async def proof(self, entry_hash: str) -> bytes | None:
-        """Return the log proof of an entry from the broker, None if there is none yet."""
-        return await asyncio.to_thread(self._brokers[0].proof, entry_hash)
+        """Return the log proof of an entry from the broker, None if there is none yet.
+
+        Raises:
+            UnavailableError: `too-busy`: a caller with many questions must not keep leases from renewal.
+        """
+        if self._proving >= PROOFS_AT_ONCE:
+            raise UnavailableError("other proofs are being asked for", code="too-busy")
+        self._proving += 1
+        try:
+            return await asyncio.to_thread(self._brokers[0].proof, entry_hash)
+        finally:
+            self._proving -= 1
 
     # The first lease, before the loop
 

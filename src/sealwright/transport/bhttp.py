@@ -22,6 +22,8 @@ from sealwright.transport.varint import decode_varint, encode_varint
 MAX_CONTROL = 8 * 1024  # bytes: method, scheme, authority, path, each
 MAX_INFORMATIONAL = 8  # interim responses
 MAX_CONTENT_CHUNK = 1 << 20  # bytes of one content chunk of indeterminate length
+MIN_CONTENT_CHUNK = 64  # bytes, on average over content as large as is accepted
+FREE_CHUNKS = 1024  # that may be smaller
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", re.ASCII)
 _SCHEME = re.compile(r"https?", re.ASCII)
@@ -134,6 +136,8 @@ class MessageParser:
         self.trailers: Fields | None = None
         self._want_request = request
         self._left = max_content
+        # A request is parsed before anyone is authenticated: a byte a chunk would cost seconds of the loop.
+        self._chunks_left = None if max_content is None else FREE_CHUNKS + max_content // MIN_CONTENT_CHUNK
         self._buffer = bytearray()
         self._at = 0  # position in the buffer
         self._ended = False
@@ -229,6 +233,10 @@ class MessageParser:
             return
         while length := (yield from self._varint()):
             self._count(length)
+            if self._chunks_left is not None:
+                self._chunks_left -= 1
+                if self._chunks_left < 0:
+                    raise MessageFormatError("content in too many chunks", code="bhttp-too-large")
             chunk = yield from self._take(
                 length, MAX_CONTENT_CHUNK
             )  # first: feed swaps the list while we wait
