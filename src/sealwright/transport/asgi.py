@@ -111,9 +111,12 @@ class OhttpApp:
                 more = message.get("more_body", False)
             exchange = session.finish()
         except SealwrightError as exc:
+            session.close()
             self._on_error(exc)
             await _problem(send, problem(exc))
             return
+        finally:
+            session.close()
         await self._answer_sealed(exchange, scope, receive, send)
 
     async def _answer_sealed(self, exchange: Exchange, scope: Message, receive: Receive, send: Send) -> None:

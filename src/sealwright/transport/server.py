@@ -26,6 +26,7 @@ from sealwright.transport.ohttp import RequestOpener, ResponseSealer
 from sealwright.transport.replay import EncCache
 
 MAX_REQUEST = 16 << 20  # bytes of a request body
+MAX_ARRIVING = 256 << 20  # bytes of all requests that are not whole yet; nobody in them is authenticated
 
 _PROBLEM_TYPES = {
     "ohttp-key": "https://iana.org/assignments/http-problem-types#ohttp-key",
@@ -85,10 +86,17 @@ class ServingKeyset:
 class Gateway:
     """The live keysets. `accepting` is set to False by an enclave that takes no more requests."""
 
-    def __init__(self, keysets: Iterable[ServingKeyset], *, max_request: int = MAX_REQUEST) -> None:
-        """Args: keysets: with distinct key ids; max_request: largest inner body, bytes."""
+    def __init__(
+        self,
+        keysets: Iterable[ServingKeyset],
+        *,
+        max_request: int = MAX_REQUEST,
+        max_arriving: int = MAX_ARRIVING,
+    ) -> None:
+        """Args: keysets: with distinct key ids; max_request: largest inner body; max_arriving: of all; bytes."""
         self.accepting = True
         self.max_request = max_request
+        self._room = max(max_arriving, max_request)
         self.replace(keysets)
 
     def replace(self, keysets: Iterable[ServingKeyset]) -> None:
@@ -99,6 +107,16 @@ class Gateway:
             raise ValueError("two live keysets share a key id")
         self._by_id = by_id
         self.keys = {key_id: keyset.keys[key_id] for key_id, keyset in by_id.items()}
+
+    def hold(self, count: int) -> None:
+        """Count bytes of requests that arrive; negative ones are let go.
+
+        Raises:
+            UnavailableError: `gateway-full`.
+        """
+        if count > self._room:
+            raise UnavailableError("too much is arriving at once", code="gateway-full", stage="open")
+        self._room -= count
 
     def session(self) -> RequestSession:
         """Return what takes one request."""
@@ -116,18 +134,27 @@ class RequestSession:
         # Padding and fields come on top of the body.
         self._left = gateway.max_request + (1 << 20)
         self._plain = bytearray()
+        self._held = 0
 
     def feed(self, data: bytes) -> None:
         """Take a piece.
 
         Raises:
             VerificationError, MessageFormatError: unknown key, altered, or too large.
+            UnavailableError: `gateway-full`.
         """
         for chunk in self._opener.feed(data):
+            self._gateway.hold(len(chunk))
+            self._held += len(chunk)
             self._left -= len(chunk)
             if self._left < 0:
                 raise MessageFormatError("a request over its limit", code="bhttp-too-large")
             self._plain += chunk
+
+    def close(self) -> None:
+        """Let go of what has arrived: it is an exchange now, or was refused."""
+        self._gateway.hold(-self._held)
+        self._held = 0
 
     def finish(self) -> Exchange:
         """Return the exchange: the request is whole. It is not parsed, authenticated or fresh yet.
