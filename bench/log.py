@@ -37,7 +37,7 @@ SINGLES = 200  # entries that are waited for one by one
 def main() -> None:
     """Print one JSON object a row."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--size", type=int, default=1 << 18, help="entries; the targets are for 1M")
+    parser.add_argument("--size", type=int, default=1 << 20, help="entries")
     parser.add_argument(
         "--dir", type=Path, default=None, help="where to write; default: a temporary directory"
     )

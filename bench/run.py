@@ -1,10 +1,13 @@
-"""Run every benchmark of this folder, one after another; print one table, keep the JSON.
+"""Run every benchmark of this folder, one after another; print one table, keep the JSON, write the docs page.
 
     python bench/run.py [NAME …]      NAME: a module of this folder, default all
+    python bench/run.py --render      only write docs/reference/performance.md from bench/results/
+    python bench/run.py --check       exit 1 unless that page is what the results say
 
 A benchmark is a module whose process prints one JSON object a line:
-`{"work", "ours", "peer", "ratio", "unit", "limit"}`: what was measured, our figure and the peer's from the same
-run (or null), `ratio` in the direction the limit states, and the limit as text, such as `<= 1.2`.
+`{"work", "ours", "peer", "ratio", "unit", "limit"[, "interval"]}`: what was measured, our figure and the peer's
+from the same run (or null), `ratio` in the direction the limit states with its 95 % interval `[low, high]`, and the
+limit as text, such as `<= 1.2` (of the ratio) or `ours >= 50`.
 """
 
 from __future__ import annotations
@@ -14,41 +17,61 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
+sys.path.insert(0, str(FOLDER))  # so that tests can import this module too
+
+from _render import COLUMNS, load_line, machine_line, markdown, page  # noqa: E402
+
 RESULTS = FOLDER / "results"
-COLUMNS = ("work", "ours", "peer", "ratio", "unit", "limit")
+PAGE = FOLDER.parent / "docs" / "reference" / "performance.md"
 TIMEOUT_S = 1800
+SAMPLE_S = 5.0  # how long others' use of the cores is looked at before a benchmark starts
+NOISY = 0.05  # share of the cores
 
 
 def main() -> int:
     """Run as the module's docstring says."""
-    names = sys.argv[1:] or sorted(
-        path.stem for path in FOLDER.glob("*.py") if path.stem[0] != "_" and path.stem != "run"
-    )
-    here, failed, table = machine(), [], []
-    RESULTS.mkdir(exist_ok=True)
-    for name in names:
-        rows = run(name)
-        if rows is None:
-            failed.append(name)
-            continue
-        table += rows
-        result = {"machine": here, "measured": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "rows": rows}
-        (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(
-        "\n".join(
-            [f"Machine: {', '.join(f'{key} {value}' for key, value in here.items())}", "", *markdown(table)]
-        )
-    )
+    names = sys.argv[1:]
+    if names == ["--check"]:
+        return 0 if PAGE.read_text() == page(RESULTS) else 1
+    failed = [] if names == ["--render"] else run_all(names)
+    PAGE.write_text(page(RESULTS))
     for name in failed:
         print(f"failed: bench/{name}.py", file=sys.stderr)
     return 1 if failed else 0
 
 
-def run(name: str) -> list[dict[str, object]] | None:
+def run_all(names: list[str]) -> list[str]:
+    """Run the benchmarks named, print and keep their results; return the names of those that failed."""
+    everything = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem[0] != "_")
+    here, failed = machine(), []
+    RESULTS.mkdir(exist_ok=True)
+    print(f"Machine: {machine_line(here)}", flush=True)
+    for name in names or [name for name in everything if name != "run"]:
+        measured = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        before, others = os.getloadavg()[0], busy(SAMPLE_S)
+        rows = run(name)
+        if rows is None:
+            failed.append(name)
+            continue
+        load = {
+            "before": round(before, 2),
+            "after": round(os.getloadavg()[0], 2),
+            "others": round(others, 3),
+            "noisy": others > NOISY,
+        }
+        result = {"machine": here, "measured": measured, "load": load, "rows": rows}
+        (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+        print("\n".join(["", f"{name}. {load_line(load)}", "", *markdown(rows)]), flush=True)
+    return failed
+
+
+def run(name: str) -> list[dict[str, Any]] | None:
     """Return the rows that the benchmark prints, or None if it failed or printed something else."""
     print(f"bench: {name}", file=sys.stderr, flush=True)
     command = [sys.executable, str(FOLDER / f"{name}.py")]
@@ -58,7 +81,22 @@ def run(name: str) -> list[dict[str, object]] | None:
     except (subprocess.SubprocessError, json.JSONDecodeError) as exc:
         print(f"bench: {name}: {exc}", file=sys.stderr)
         return None
-    return rows if rows and all(set(row) == set(COLUMNS) for row in rows) else None
+    return rows if rows and all(set(row) - {"interval"} == set(COLUMNS) for row in rows) else None
+
+
+def busy(seconds: float) -> float:
+    """Return the share of all cores that other processes, or the hypervisor, take for `seconds`."""
+    start = _ticks()
+    time.sleep(seconds)
+    idle, total = (b - a for a, b in zip(start, _ticks(), strict=True))
+    return 1 - idle / total if total else 0.0
+
+
+def _ticks() -> tuple[int, int]:
+    """Return (idle, all) ticks of all cores since the start."""
+    with open("/proc/stat") as file:
+        fields = [int(field) for field in file.readline().split()[1:9]]
+    return fields[3] + fields[4], sum(fields)
 
 
 def machine() -> dict[str, str]:
@@ -78,18 +116,6 @@ def _cpu() -> str:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.machine()
-
-
-def markdown(rows: list[dict[str, object]]) -> list[str]:
-    """Return `rows` as the lines of a Markdown table."""
-    head = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    return [*head, *("| " + " | ".join(_cell(row[name]) for name in COLUMNS) + " |" for row in rows)]
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,74 @@
+"""The bench table: what counts as reached, and that the page shows the committed results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bench import _render, _stats
+from bench import run as bench
+
+
+def row(limit: str | None, **more: Any) -> dict[str, Any]:
+    return {"work": "w", "ours": 7.0, "peer": 5.0, "ratio": 1.4, "unit": "s", "limit": limit, **more}
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (row("<= 1.4"), "yes"),
+        (row("<= 1.3"), "no"),
+        (row(">= 1.5"), "no"),
+        (row("ours >= 7 GB/s"), "yes"),
+        (row("ours >= 50,000/s"), "no"),
+        (row("<= 1.5", interval=[1.3, 1.6]), "unclear"),
+        (row("<= 1.7", interval=[1.3, 1.6]), "yes"),
+        (row(">= 1.7", interval=[1.3, 1.6]), "no"),
+        (row("none"), "–"),
+        (row(None), "–"),
+        (row("<= 1.5", ratio=None), "–"),
+    ],
+)
+def test_reached(found: dict[str, Any], said: str) -> None:
+    assert _render.reached(found) == said
+    assert _render.markdown([found])[2].endswith(f"| {said} |")
+
+
+def test_the_interval_is_shown_beside_the_ratio() -> None:
+    line = _render.markdown([row("<= 1.5", interval=[1.3, 1.6])])[2]
+    assert line == "| w | 7 | 5 | 1.4 (1.3 to 1.6) | s | <= 1.5 | unclear |"
+
+
+def test_noise_is_said() -> None:
+    load = {"before": 3.0, "after": 4.0, "others": 0.5, "noisy": True}
+    assert _render.load_line(load).startswith("**Noisy")
+    assert not _render.load_line({**load, "noisy": False}).startswith("**Noisy")
+
+
+def test_the_page_shows_the_committed_results() -> None:
+    assert bench.PAGE.read_text() == _render.page(bench.RESULTS)
+
+
+def test_the_interval_holds_the_median_and_narrows_with_more_pairs() -> None:
+    few, many = [1.0, 1.1, 1.2, 1.3, 0.9], [1.0, 1.1, 1.2, 1.3, 0.9] * 40
+    wide, narrow = _stats.estimate(few), _stats.estimate(many)
+    assert wide.low <= wide.median == 1.1 <= wide.high
+    assert narrow.high - narrow.low < wide.high - wide.low
+    assert _stats.quantile(range(1, 101), 0.99) == 100
+    assert _stats.quantile([5.0], 0.99) == 5.0
+
+
+def test_rows_of_another_shape_and_dead_benchmarks_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "FOLDER", tmp_path)
+    row = '{"work": "w", "ours": 1.23456, "peer": null, "ratio": 0.5, "unit": "ms", "limit": "<= 1"}'
+    (tmp_path / "good.py").write_text(f"print('''{row}''')")
+    (tmp_path / "bad.py").write_text("print('{\"work\": 1}')")
+    (tmp_path / "dead.py").write_text("raise SystemExit(3)")
+    rows = bench.run("good")
+    assert rows is not None
+    assert _render.markdown(rows)[2] == "| w | 1.235 | – | 0.5 | ms | <= 1 | yes |"
+    assert bench.run("bad") is None
+    assert bench.run("dead") is None
