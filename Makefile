@@ -39,6 +39,8 @@ check:
 	$(BIN)/mkdocs --quiet build --strict --site-dir build/site
 	$(BIN)/python scripts/bare_wheel.py
 
+# The engine's OpenMP library is there where the machine has none.
+bench: export LD_LIBRARY_PATH := $(CURDIR)/.venv/lib$(addprefix :,$(LD_LIBRARY_PATH))
 bench:
 	@$(PYTHON) scripts/setup.py .venv test model
 	$(BIN)/python bench/run.py

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,11 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
+OPENMP = Path(sys.prefix, "lib", "libgomp.so.1")
+
+# scripts/setup.py puts it there on machines without one; the loader does not look there by itself.
+if OPENMP.is_file():
+    ctypes.CDLL(str(OPENMP))
 
 # A busy machine is no failure: examples are bounded in number, not in time.
 settings.register_profile("sealwright", deadline=None, suppress_health_check=[HealthCheck.too_slow])

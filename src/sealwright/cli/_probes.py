@@ -8,11 +8,12 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 _LANDLOCK_CREATE_RULESET = 444  # the same number on every architecture
 _TRY_S = 10
+_OPENMP = "libgomp.so.1"  # llama.cpp's wheel counts on the system for it
 
 # Run in a child, so that this process keeps its namespaces. NEWUSER | NEWNS where that is needed.
 _TRY_USERNS = """
@@ -20,6 +21,7 @@ import ctypes, os, sys
 libc = ctypes.CDLL(None, use_errno=True)
 sys.exit(0 if libc.unshare(0x10000000) == 0 else ctypes.get_errno())
 """
+_TRY_LIBRARY = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
 _TRY_TMPFS = """
 import ctypes, os, sys, tempfile
 libc = ctypes.CDLL(None, use_errno=True)
@@ -145,7 +147,12 @@ def _tmpfs() -> Finding:
 
 def _engine() -> Finding:
     mend = "pip install 'sealwright[demo]'"
-    return _module("llama.cpp (xllamacpp)", "xllamacpp", mend, needed=True)
+    found = _module("llama.cpp (xllamacpp)", "xllamacpp", mend, needed=True)
+    own = Path(sys.prefix, "lib", _OPENMP)
+    if not found.ok or _child(_TRY_LIBRARY, str(own) if own.exists() else _OPENMP):
+        return found
+    mend = "sudo apt-get install -y libgomp1"
+    return replace(found, value=f"installed, but {_OPENMP} is missing", ok=False, mend=mend)
 
 
 def _model() -> Finding:

@@ -1,4 +1,5 @@
-"""The shared libraries that an image needs: the closure of DT_NEEDED, resolved as the dynamic loader would.
+"""The shared libraries that an image needs: the closure of DT_NEEDED, resolved as the dynamic loader would,
+with the virtual environment's own libraries first.
 
 Files are read through the caller's reader, so that each is read once.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import glob
 import io
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -96,13 +98,19 @@ def closure(start: dict[Path, bytes], read: Reader, *, skip: frozenset[str]) -> 
 
 
 def system_directories() -> Iterator[str]:
-    """Yield where the loader looks for libraries: /etc/ld.so.conf with its includes, then its defaults."""
+    """Yield where libraries are looked for: the virtual environment, then where the loader looks.
+
+    The loader looks in /etc/ld.so.conf with its includes, then in its defaults. A virtual environment may
+    bring a library that its machine lacks, for users who cannot install one.
+    """
+    if sys.prefix != sys.base_prefix:
+        yield os.path.join(sys.prefix, "lib")
     yield from _configured(_LD_CONF)
     yield from _DEFAULT
 
 
 def find_library(name: str, like: Elf, read: Reader) -> Path | None:
-    """Return the path of a library that the loader would find by itself, for programs like `like`."""
+    """Return the path of a library that needs no search path of its own, for programs like `like`."""
     candidates = (Path(directory, name) for directory in system_directories())
     return next((c.resolve() for c in candidates if _matches(read, like.machine, c)), None)
 
