@@ -236,6 +236,18 @@ def test_a_sealed_tmpfs_takes_no_more_writes(tmp_path: Path) -> None:
     made.close()
 
 
+def test_a_strict_umask_of_the_caller_closes_nothing_to_the_workload(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        files = [ImageFile(path="/a/b/c.py", mode=0o444, content=b"x")]
+        made = seal.seal(files, uid=os.geteuid(), gid=os.getegid(), state=tmp_path)
+    finally:
+        os.umask(before)
+    for path, mode in (("a", 0o755), ("a/b", 0o755), ("a/b/c.py", 0o444)):
+        assert stat.S_IMODE(os.stat(path, dir_fd=made.root_fd).st_mode) == mode
+    made.close()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives ids away")
 def test_ids_have_no_account_and_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     workload, quoter = users.own_ids()

@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,6 +39,7 @@ app.add_typer(config_app, name="config")
 START_TIMEOUT_S = 600.0
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Config = Annotated[Path, typer.Argument(help="The enclave config, from `enclave config new`.")]
+State = Annotated[Path | None, typer.Option(help="Folder of this machine's quoting root.")]
 Models = Annotated[
     list[str], typer.Option("--model", metavar="KID=PATH.sealed", help="A sealed model; may be repeated.")
 ]
@@ -50,28 +52,38 @@ def _enclave() -> None:
 
 @app.command()
 def measure(
-    config: Config,
+    config: Annotated[
+        Path | None, typer.Argument(help="An enclave config; without one only the code is measured.")
+    ] = None,
     listing: Annotated[bool, typer.Option("--list", help="List every measured file.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Predict both registers of an enclave on this machine, without starting it."""
-    raw = config_bytes(config)
-    predicted = _quoter("image").measure(raw, entry=entry_of(raw), distributions=DISTRIBUTIONS)
+    """Predict the registers of an enclave on this machine, without starting it."""
+    raw = b"" if config is None else config_bytes(config)
+    entry = ENTRY if config is None else entry_of(raw)
+    predicted = _quoter("image").measure(raw, entry=entry, distributions=DISTRIBUTIONS)
     result: dict[str, object] = {
         "confidential": False,
         "platform": "software",
         "code": predicted.register0.hex(),
-        "config_digest": predicted.register1.hex(),
         "files": len(predicted.files),
     }
-    lines = [
-        f"code           {predicted.register0.hex()}  (register 0, {len(predicted.files)} files)",
-        f"config_digest  {predicted.register1.hex()}  (register 1)",
-    ]
+    lines = [f"code           {predicted.register0.hex()}  (register 0, {len(predicted.files)} files)"]
+    if config is not None:
+        result["config_digest"] = predicted.register1.hex()
+        lines.append(f"config_digest  {predicted.register1.hex()}  (register 1)")
     if listing:
         result["listing"] = [list(file) for file in predicted.files]
         lines += [f"{digest}  {mode}  {path}" for path, mode, digest in predicted.files]
     emit(result, as_json=as_json, lines=lines)
+
+
+@app.command()
+def root(state: State = None, as_json: Json = False) -> None:
+    """Print the fingerprint of this machine's quoting root, which is made if there is none yet."""
+    quoter = _quoter("state")
+    fingerprint = quoter.root_fingerprint(state or quoter.default_state(), datetime.now(UTC)).hex()
+    emit({"root": fingerprint}, as_json=as_json, lines=[fingerprint])
 
 
 @app.command()
@@ -82,7 +94,7 @@ def serve(
         list[Path] | None, typer.Option(help="A tenant's list; default: CONFIG beside it, `.tenant.json`.")
     ] = None,
     listen: Annotated[str, typer.Option(help="Where clients reach it, host:port.")] = "127.0.0.1:8443",
-    state: Annotated[Path | None, typer.Option(help="Folder of this machine's quoting root.")] = None,
+    state: State = None,
     allow_swap: Annotated[
         bool,
         typer.Option("--allow-swap", help="Start where memory can reach swap; only demo policies admit it."),

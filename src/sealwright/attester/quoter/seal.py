@@ -179,7 +179,8 @@ def _write(root: int, image: Iterable[ImageFile]) -> None:
         for depth in range(1, len(parts) + 1):
             folder = "/".join(parts[:depth])
             if folder and folder not in made:
-                os.mkdir(folder, 0o755, dir_fd=root)
+                os.mkdir(folder, dir_fd=root)
+                os.chmod(folder, 0o755, dir_fd=root)  # noqa: S103  (whatever the caller's umask is)
                 made.add(folder)
         fd = os.open(file.path.lstrip("/"), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=root)
         try:
@@ -195,7 +196,8 @@ def _seal_directory(image: tuple[ImageFile, ...], uid: int, gid: int, state: Pat
     """Copy to a private directory, for machines that let us mount nothing."""
     try:
         top = Path(tempfile.mkdtemp(prefix="sealed-", dir=state))
-        (top / "root").mkdir(0o755)
+        (top / "root").mkdir()
+        (top / "root").chmod(0o755)
         (top / "scratch").mkdir(0o700)
         root = os.open(top / "root", _DIRECTORY)
         _write(root, image)
