@@ -136,7 +136,7 @@ def test_an_environment_of_another_python_is_made_again(
 def test_libraries_of_the_environment_come_before_those_of_the_machine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sys, "prefix", "/srv/venv")
-    assert next(system_directories()) == "/srv/venv/lib"
-    monkeypatch.setattr(sys, "prefix", sys.base_prefix)
-    assert f"{sys.prefix}/lib" != next(system_directories())
+    monkeypatch.setattr(sys, "path", ["/srv/src", "/usr/lib/python3.11"])
+    machine = list(system_directories())
+    monkeypatch.setattr(sys, "path", ["/srv/src", "/srv/venv/lib/python3.11/site-packages"])
+    assert list(system_directories()) == ["/srv/venv/lib", *machine]

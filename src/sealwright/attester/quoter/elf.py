@@ -1,5 +1,5 @@
 """The shared libraries that an image needs: the closure of DT_NEEDED, resolved as the dynamic loader would,
-with the virtual environment's own libraries first.
+with the Python environment's own libraries first.
 
 Files are read through the caller's reader, so that each is read once.
 """
@@ -98,13 +98,13 @@ def closure(start: dict[Path, bytes], read: Reader, *, skip: frozenset[str]) -> 
 
 
 def system_directories() -> Iterator[str]:
-    """Yield where libraries are looked for: the virtual environment, then where the loader looks.
+    """Yield where libraries are looked for: the Python environment's `lib`, then where the loader looks.
 
     The loader looks in /etc/ld.so.conf with its includes, then in its defaults. A virtual environment may
-    bring a library that its machine lacks, for users who cannot install one.
+    bring a library that its machine lacks, for users who cannot install one. It is found through sys.path,
+    which the launcher has from its caller; the launcher runs outside the environment.
     """
-    if sys.prefix != sys.base_prefix:
-        yield os.path.join(sys.prefix, "lib")
+    yield from (str(Path(p).parents[1]) for p in sys.path if p.endswith("/site-packages"))
     yield from _configured(_LD_CONF)
     yield from _DEFAULT
 
