@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import shlex
+import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +20,10 @@ from sealwright.cli import main
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 _BLOCK = re.compile(r"^<!-- test -->\n```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+_STEP = re.compile(r"^<!-- run -->\n```sh\n(.*?)^```$(?:\n```text\n(.*?)^```$)?", re.MULTILINE | re.DOTALL)
+_PORTS = ("8420", "8443")  # what pages listen on; a test takes free ones
+_LIMIT_S = 180
 
 
 class Example(NamedTuple):
@@ -37,6 +47,23 @@ def examples(page: str, text: str) -> list[Example]:
 EXAMPLES = [e for path in PAGES for e in examples(str(path.relative_to(ROOT)), path.read_text("utf-8"))]
 
 
+class Step(NamedTuple):
+    """A ```sh block that `<!-- run -->` precedes, and all it should print: the ```text block after it."""
+
+    script: str
+    output: str
+
+
+def steps(text: str, ports: dict[str, str]) -> list[Step]:
+    """Return the steps of a page, each listening port replaced."""
+    for name, port in ports.items():
+        text = text.replace(f":{name}", f":{port}")
+    return [Step(script, output) for script, output in _STEP.findall(text)]
+
+
+RUN = [path for path in PAGES if _STEP.search(path.read_text("utf-8"))]
+
+
 def matches(wanted: str, got: str) -> bool:
     """Return whether `got` is `wanted`, where each `…` in it stands for any text."""
     pattern = ".*".join(re.escape(part) for part in wanted.strip().split("…"))
@@ -52,6 +79,73 @@ def test_example(
     assert program == "sealwright", "an example that is tested runs `sealwright`"
     main(arguments)
     assert matches(example.output, capsys.readouterr().out)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(_LIMIT_S + 30)
+@pytest.mark.skipif(sys.platform != "linux", reason="enclaves and brokers run on Linux")
+@pytest.mark.parametrize("page", RUN, ids=lambda path: path.name)
+def test_page(page: Path, tmp_path: Path) -> None:
+    wanted = steps(page.read_text("utf-8"), {name: str(_free_port()) for name in _PORTS})
+    said, ended = run_steps(wanted, tmp_path)
+    for step, got in zip(wanted, said, strict=False):
+        assert matches(step.output, got), f"{step.script}\nwanted:\n{step.output}\ngot:\n{got}"
+    assert (len(said), ended) == (len(wanted), 0), f"the page stopped in:\n{wanted[len(said) - 1].script}"
+
+
+def run_steps(wanted: list[Step], folder: Path) -> tuple[list[str], int]:
+    """Run the steps in one bash, ended by the first command that fails; return what each step printed."""
+    mark = "=== the next step ==="
+    script = "".join(f"{step.script}\necho '{mark}'\n" for step in wanted)
+    home = Path(sys.executable).parent
+    environment = {
+        **os.environ,
+        "PATH": f"{home}:{os.environ['PATH']}",
+        "VIRTUAL_ENV": str(home.parent),
+        "NO_COLOR": "1",
+        "COLUMNS": "100",
+    }
+    printed = folder / "printed"
+    work = folder / "page"
+    work.mkdir()
+    with printed.open("wb") as out:
+        bash = subprocess.Popen(
+            ["bash", "-e", "-c", script],
+            cwd=work,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+        try:
+            bash.wait(_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            bash.kill()
+            bash.wait()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(bash.pid, signal.SIGTERM)  # servers that the page did not end
+    said = printed.read_text("utf-8").split(f"{mark}\n")
+    return (said if bash.returncode else said[:-1]), bash.returncode
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def test_the_page_runner_can_fail(tmp_path: Path) -> None:
+    page = (
+        "<!-- run -->\n```sh\nX=1\necho $X:8420\n```\n```text\n1:9\n```\n\n<!-- run -->\n```sh\nfalse\n```\n"
+    )
+    wanted = steps(page, {"8420": "9"})
+    assert wanted == [Step("X=1\necho $X:9\n", "1:9\n"), Step("false\n", "")]
+    said, ended = run_steps(wanted, tmp_path)
+    assert (said[0], ended) == ("1:9\n", 1)
+    assert RUN, "no page is run"
 
 
 def test_the_runner_can_fail() -> None:
