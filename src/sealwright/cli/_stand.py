@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Any
 import yaml
 
 from sealwright.appraisal.platform import SOFTWARE_VECTOR
+from sealwright.cli._relay import Relay
 from sealwright.crypto.encoding import rfc3339
 from sealwright.errors import UnavailableError
 
@@ -126,9 +127,22 @@ class Server:
                 if httpx2.get(url, timeout=2.0).status_code == 200:
                     return
             time.sleep(0.05)
-        raise UnavailableError(
-            f"{self.log.name}: {self.last_line()}", code="server-not-started", stage="setup"
-        )
+        raise self._not_started()
+
+    def said(self) -> dict[str, Any]:
+        """Wait for the JSON object that a command prints shortly after it serves; return it."""
+        end = time.monotonic() + START_S
+        while time.monotonic() < end:
+            text = "\n" + self.log.read_text(errors="replace")
+            with contextlib.suppress(ValueError):
+                value: dict[str, Any] = json.JSONDecoder().raw_decode(text[text.index("\n{") + 1 :])[0]
+                return value
+            time.sleep(0.05)
+        raise self._not_started()
+
+    def _not_started(self) -> UnavailableError:
+        text = f"{self.log.name}: {self.last_line()}"
+        return UnavailableError(text, code="server-not-started", stage="setup")
 
     def last_line(self) -> str:
         """Return the last line it printed."""
@@ -165,6 +179,7 @@ class Stand:
     lease_s: int = LEASE_S
     said: list[str] = field(default_factory=list)
     servers: list[Server] = field(default_factory=list)
+    _wires: list[Relay] = field(default_factory=list)
 
     def do(self, *args: str | Path) -> dict[str, Any]:
         """Run a command that must succeed; return its result."""
@@ -176,14 +191,16 @@ class Stand:
 
     # Broker
 
-    def make_broker(self, name: str = "broker") -> None:
+    def make_broker(self, env: Mapping[str, str] | None = None) -> None:
         """Make a broker and start it."""
-        self.broker_dir = self.folder / name
+        self.broker_dir = self.folder / "broker"
         self.made = self.do("broker", "init", self.broker_dir, "--holder", self.holder)
         self.root, self.log_key = self.made["root"], self.made["log_key"]
         self.broker_port = free_port()
         self.broker_url = f"http://127.0.0.1:{self.broker_port}"
-        self.start_broker()
+        self.start_broker(env)
+        self.wire = Relay(self.broker_url)  # what enclaves and broker say to each other is recorded too
+        self._wires.append(self.wire)
 
     @property
     def holder(self) -> Path:
@@ -195,10 +212,11 @@ class Stand:
         """The options that every admin command takes."""
         return ("--broker", self.broker_url, "--token-file", str(self.made["admin_token"]))
 
-    def start_broker(self) -> None:
+    def start_broker(self, env: Mapping[str, str] | None = None) -> None:
         """Start (again) the broker at its address."""
         listen = ("--listen", f"127.0.0.1:{self.broker_port}", "--holder", self.holder)
-        self.broker = Server.start(self.folder / "broker.log", ["broker", "serve", self.broker_dir, *listen])
+        log = self.folder / "broker.log"
+        self.broker = Server.start(log, ["broker", "serve", self.broker_dir, *listen], env)
         self.servers.append(self.broker)
         self.broker.wait_for(f"{self.broker_url}/healthz")
 
@@ -217,10 +235,10 @@ class Stand:
         self.do("broker", "key", "create", TENANT, KID, *options, *self.admin)
         self.sealed = self.seal(source)
 
-    def seal(self, source: Path, *, version: int = 1, artefact_id: str = "") -> Path:
-        """Seal a file under the model's key and have it admitted; return the artefact."""
+    def seal(self, source: Path, *, kid: str = KID, version: int = 1, artefact_id: str = "") -> Path:
+        """Seal a file under a key of the broker and have it admitted; return the artefact."""
         again = ("--artefact-id", artefact_id) if artefact_id else ()
-        options = ("--out", self.folder, "--kid", KID, "--owner-key", self.owner_key)
+        options = ("--out", self.folder, "--kid", kid, "--owner-key", self.owner_key)
         self.manifest = self.do(
             "seal",
             source,
@@ -234,12 +252,12 @@ class Stand:
         )
         return self.folder / f"{source.name}.sealed"
 
-    def config(self, name: str, *, artefact: str | Path, broker: str = "", extra: Sequence[str] = ()) -> Path:
+    def config(self, name: str, *, artefact: str | Path, broker: str = "", kid: str = KID) -> Path:
         """Write an enclave config (and the tenant's list) that opens `artefact`; return its path."""
         path = self.folder / f"{name}.json"
-        options = ("--broker", broker or f"{self.broker_url}={self.root}", "--log-key", self.log_key)
-        listed = ("--tenant", TENANT, "--artefact", f"{KID}={MODEL}={artefact}")
-        made = self.do("enclave", "config", "new", path, *options, *listed, *extra)
+        options = ("--broker", broker or f"{self.wire.url}={self.root}", "--log-key", self.log_key)
+        listed = ("--tenant", TENANT, "--artefact", f"{kid}={MODEL}={artefact}")
+        made = self.do("enclave", "config", "new", path, *options, *listed)
         self.config_digest = str(made["config_digest"])
         return path
 
@@ -248,10 +266,20 @@ class Stand:
         body = {"format": "sealwright-policy/v1", **self.rules(), "config": config, "lease_s": self.lease_s}
         self.policy.write_text(yaml.safe_dump(body, sort_keys=False))
 
-    def set_policy(self, config: Mapping[str, Any]) -> None:
-        """Write the key's policy and give it to the broker."""
+    def set_policy(self, config: Mapping[str, Any], *, kid: str = KID) -> None:
+        """Write a key's policy and give it to the broker."""
         self.write_policy(config)
-        self.do("broker", "policy", "set", KID, "--policy", self.policy, *self.admin)
+        self.do("broker", "policy", "set", kid, "--policy", self.policy, *self.admin)
+
+    @contextlib.contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Leave config, manifest and policy file as they are now, whatever the block writes."""
+        manifest, digest, policy = self.manifest, self.config_digest, self.policy.read_text()
+        try:
+            yield
+        finally:
+            self.manifest, self.config_digest = manifest, digest
+            self.policy.write_text(policy)
 
     def rules(self) -> dict[str, Any]:
         """Return a demo profile bound to this machine's quoting root and to the measured code."""
@@ -292,12 +320,13 @@ class Stand:
         *,
         name: str = "enclave",
         sealed: Path | None = None,
+        kid: str = KID,
         state: Path | None = None,
         env: Mapping[str, str] | None = None,
     ) -> Server:
         """Start an enclave; it serves once `wait_for` returns."""
         port = free_port()
-        args = ("enclave", "serve", config, "--model", f"{KID}={sealed or self.sealed}", "--allow-swap")
+        args = ("enclave", "serve", config, "--model", f"{kid}={sealed or self.sealed}", "--allow-swap")
         options = ("--listen", f"127.0.0.1:{port}", "--state", state or self.state, "--json")
         server = Server.start(self.folder / f"{name}.log", [*args, *options], env)
         server.url = f"http://127.0.0.1:{port}"
@@ -333,3 +362,5 @@ class Stand:
         for server in reversed(self.servers):
             server.stop()
         self.servers.clear()
+        for wire in self._wires:
+            wire.close()

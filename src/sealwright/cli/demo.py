@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import mmap
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sealwright.cli import _attacks as attacks
+from sealwright.cli._attack import Target
+from sealwright.cli._attacks import ATTACKS
 from sealwright.cli._output import plain
 from sealwright.cli._relay import Relay
-from sealwright.cli._stand import MODEL, Server, Stand, model_path
-from sealwright.errors import CollateralError, SettingsError, UnavailableError, VerificationError
+from sealwright.cli._search import files, search
+from sealwright.cli._stand import KID, MODEL, Server, Stand, model_path, run
+from sealwright.crypto.encoding import b64url_decode
+from sealwright.errors import CollateralError, SettingsError, VerificationError
 
 MARKER = ".sealwright-demo"
 QUESTION = "Why is the sky blue? Answer in one short sentence."
@@ -98,22 +102,28 @@ class Story:
         line(f"Sealwright on {platform.system()} {platform.release()}, platform `software`: a stand-in that")
         line("protects from other users and processes of this machine, NOT from its administrators.")
         line()
-        self.broker()
-        self.model()
-        enclave = self.enclave()
-        relay = Relay(enclave.url)
-        answer = self.chat(relay)
-        self.audit()
-        found: dict[str, Any] = {"answer": answer}
+        target = self.build()
+        planted = planted_secrets(self.stand, self.answer)
+        found: dict[str, Any] = {"answer": self.answer, "claims": self.claims}
         if attack:
             line()
-            found["attacks"] = self.attack(enclave, relay)
-        self.secrecy(relay, answer)
-        relay.close()
+            found["attacks"] = self.attack(target)
+        self.secrecy(target, planted)
+        target.relay.close()
         line()
         line(f"Everything is in {self.where}. To see it again offline:")
         line(f"  $ sealwright verify {self.where}/receipt.json --trust {self.where}/hospital.trust")
         return {**found, "folder": str(self.stand.folder), "steps": self.teller.steps}
+
+    def build(self) -> Target:
+        """Run every step but the attacks; return what they can be tried on."""
+        self.broker()
+        self.model()
+        enclave = self.enclave()
+        relay = Relay(enclave.url)
+        self.chat(relay)
+        self.audit()
+        return Target(stand=self.stand, enclave=enclave, relay=relay, nonce=self.nonce)
 
     def broker(self) -> None:
         """The key owner's broker and its log."""
@@ -149,16 +159,16 @@ class Story:
         with self.teller.step("enclave") as proved:
             server = self.stand.start_enclave(self.stand.enclave_config)
             server.wait_for()
-            self.started = started(server)
-            claims = ", ".join(f"{name} {value}" for name, value in self.started["claims"].items())
+            self.claims = server.said()["claims"]
             proved(
                 "measured from outside, attested, has the key under a lease, model in sealed memory only",
                 f"sealwright enclave measure {self.where}/enclave-config.json",
             )
-        self.teller.line(f"{'':<9}   {claims}")
+        said = ", ".join(f"{name} {value}" for name, value in self.claims.items())
+        self.teller.line(f"{'':<9}   {said}")
         return server
 
-    def chat(self, relay: Relay) -> str:
+    def chat(self, relay: Relay) -> None:
         """A stock OpenAI client, with our transport: verify, seal, stream."""
         from openai import OpenAI
 
@@ -186,11 +196,10 @@ class Story:
                     temperature=0,
                     stream=True,
                 )
-                answer = self._shown(stream)
+                self.answer = self._shown(stream)
                 receipt = sealwright.receipt(stream)
             (stand.folder / "receipt.json").write_bytes(receipt.file.encode())
             proved("the answer came through ML-KEM-768+X25519 and AES-256-GCM, token by token")
-        return answer
 
     def _shown(self, stream: Any) -> str:
         self.teller.line(f"{'':<9} > {QUESTION}")
@@ -222,88 +231,59 @@ class Story:
                 f"sealwright log verify {where}/broker/log --key {stand.log_key}",
             )
 
-    def attack(self, enclave: Server, relay: Relay) -> list[dict[str, Any]]:
-        """Attack each part; every one has to be refused."""
+    def attack(self, target: Target) -> list[dict[str, Any]]:
+        """Attack each part; every one has to end in the refusal that is documented for it."""
         results = []
-        for title, run in demo_attacks(self.stand, enclave, relay, self.started, self.nonce):
+        for attack in ATTACKS:
             began = time.monotonic()
-            refusal = run()
+            by, code, exit_code = attack.run(target)
             seconds = time.monotonic() - began
-            results.append(
-                {"attack": title, "code": refusal.code, "exit": refusal.exit_code, "by": refusal.by}
-            )
-            self.teller.line(
-                f"attack    {title:<46} refused by {refusal.by}: {refusal.code}  ({seconds:.1f} s)"
-            )
+            results.append({"attack": attack.title, "code": code, "exit": exit_code, "by": by})
+            self.teller.line(f"attack    {attack.title:<42} refused by {by}: {code}  ({seconds:.1f} s)")
         return results
 
-    def secrecy(self, relay: Relay, answer: str) -> None:
+    def secrecy(self, target: Target, planted: Mapping[str, bytes]) -> None:
         """Search everything that was written and sent for what was secret."""
         with self.teller.step("secrecy") as proved:
-            source = model_path()
-            with source.open("rb") as file:
-                file.seek(source.stat().st_size // 2)
-                weights = file.read(48)
-            planted = {
-                "the question": QUESTION.encode(),
-                "the answer": answer.encode(),
-                "the weights": weights,
-            }
-            wire = relay.recorded
-            found = attacks.search(planted, self.stand.folder, wire)
+            found = search(planted, everything(target))
             if found:
-                raise VerificationError(
-                    f"plaintext found: {'; '.join(found)}", code="plaintext-found", stage="secrecy"
-                )
+                text = f"plaintext found: {'; '.join(found)}"
+                raise VerificationError(text, code="plaintext-found", stage="secrecy")
+            size = len(target.relay.recorded) + len(self.stand.wire.recorded)
             proved(
-                f"no question, answer or weights in any file, log line, or the {len(wire)} bytes on the wire"
+                "no question, answer, credential, weights or key in any file, log line, "
+                f"or the {size} bytes on the wire"
             )
 
 
-def demo_attacks(
-    stand: Stand, enclave: Server, relay: Relay, started: dict[str, Any], nonce: str
-) -> list[tuple[str, Callable[[], attacks.Refusal]]]:
-    """Return the attacks, in an order that leaves the installation usable until the last."""
-    bundle, receipt = stand.folder / "attestation.json", stand.folder / "receipt.json"
-    return [
-        ("a captured request sent again", lambda: attacks.replayed_request(relay, enclave)),
-        ("one line of the enclave's code changed", lambda: attacks.changed_code(stand)),
-        ("one host more to send data to", lambda: attacks.egress_host(stand)),
-        ("another engine configuration", lambda: attacks.other_engine(stand)),
-        ("a second broker in the config", lambda: attacks.second_broker(stand)),
-        ("a rogue broker with keys of its own", lambda: attacks.rogue_broker(stand)),
-        ("the same enclave on a machine not named", lambda: attacks.unknown_machine(stand)),
-        ("one bit of the sealed model flipped", lambda: attacks.flipped_byte(stand)),
-        ("another model under the same name", lambda: attacks.substituted_model(stand)),
-        ("a debugger, run by the enclave's own user", lambda: attacks.debugger(started["pid"])),
-        ("old evidence for a new nonce", lambda: attacks.stale_nonce(stand, bundle)),
-        ("own keys put under a genuine quote", lambda: attacks.swapped_keyset(stand, bundle, nonce)),
-        ("this stand-in passed off as hardware", lambda: attacks.require_hardware(stand, bundle, nonce)),
-        ("one word of a receipt forged", lambda: attacks.forged_receipt(stand, receipt)),
-        ("a field's opening moved to another field", lambda: attacks.moved_field(stand, receipt)),
-        ("one byte of the log edited", lambda: attacks.edited_log(stand)),
-        ("the last entry of the log dropped", lambda: attacks.shortened_log(stand)),
-        ("yesterday's broker database restored", lambda: attacks.restored_database(stand)),
-    ]
+def everything(target: Target) -> Iterator[tuple[str, bytes]]:
+    """Yield all that was written and sent, but for the caller's own copy of the credential: name, content."""
+    yield "the wire before the enclave", target.relay.recorded
+    yield "the wire before the broker", target.stand.wire.recorded
+    yield from files(target.stand.folder, but=[target.stand.folder / "app.credential"])
 
 
-def started(server: Server) -> dict[str, Any]:
-    """Wait for what `enclave serve --json` prints, shortly after it serves; return it."""
-    end = time.monotonic() + 30
-    while time.monotonic() < end:
-        text = "\n" + server.log.read_text(errors="replace")
-        with suppress(ValueError):
-            value: dict[str, Any] = json.JSONDecoder().raw_decode(text[text.index("\n{") + 1 :])[0]
-            return value
-        time.sleep(0.05)
-    text = f"{server.log.name}: {server.last_line()}"
-    raise UnavailableError(text, code="server-not-started", stage="setup")
+def planted_secrets(stand: Stand, answer: str) -> dict[str, bytes]:
+    """Return what must be found nowhere: name -> bytes. The key comes to its owner by the owner's own route."""
+    from sealwright.client.admin import fetch_sealing_key
+
+    token = Path(stand.made["admin_token"]).read_text().strip()
+    key = fetch_sealing_key(stand.broker_url, token, KID, root=b64url_decode(stand.root))
+    with model_path().open("rb") as file:
+        weights = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        starts = [len(weights) * at // 7 for at in range(1, 7)]
+        windows = {f"the weights at {start}": weights[start : start + 48] for start in starts}
+    return {
+        "the question": QUESTION.encode(),
+        "the answer": answer.encode(),
+        "the credential": (stand.folder / "app.credential").read_bytes().strip(),
+        "the model's key": key,
+        **windows,
+    }
 
 
 def fetch_proof(stand: Stand, receipt: Path) -> None:
     """Wait until the answer's receipt is logged, and put the proof into its file."""
-    from sealwright.cli._stand import run
-
     end = time.monotonic() + 30
     while run("receipt", "proof", receipt, "--url", stand.broker_url).exit_code:
         if time.monotonic() > end:
