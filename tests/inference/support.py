@@ -89,7 +89,7 @@ def ask(text: str) -> bytes:
     return json.dumps({"messages": [{"role": "user", "content": text}]}).encode()
 
 
-def close_others(*, keep: Collection[int], parent: int) -> None:
+def close_others(*, keep: Collection[int], parent: int, spawns: bool) -> None:
     """Like the platform's confinement, without the kernel's part in it."""
     assert os.getppid() == parent
     low = 3

@@ -8,6 +8,8 @@ import sys
 import threading
 import time
 
+OUTSIDE = "/tmp/sealwright-outside"
+
 
 def _tell(workload, value):
     sock = socket.socket(fileno=workload.extra_fds["test"])
@@ -84,6 +86,8 @@ def serve(workload):
 
 def attempts(workload):
     import ctypes
+    import fcntl
+    import resource
 
     libc = ctypes.CDLL(None, use_errno=True)
 
@@ -118,6 +122,19 @@ def attempts(workload):
         "keyctl": call(libc.syscall, 250, 0, 0),
         "clone newuser": call(libc.syscall, 56, 0x10000011, 0, 0, 0, 0),
         "clone3": call(libc.syscall, 435, 0, 0),
+        "datagram pair": _tried(lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)),
+        "raw pair": _tried(lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_RAW)),
+        "seqpacket pair": _tried(lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)),
+        "chmod": _tried(lambda: os.chmod("/tmp", 0o1777)),
+        "chown": _tried(lambda: os.chown("/tmp", -1, -1)),
+        "touch": _tried(lambda: os.utime("/tmp")),
+        "xattr": _tried(lambda: os.setxattr("/tmp", "user.x", b"")),
+        "truncate": _tried(lambda: os.truncate("/dev/null", 0)),
+        "shared memory": call(libc.shmget, 1, 4096, 0o1600),
+        "typing": _tried(lambda: fcntl.ioctl(workload.extra_fds["test"], 0x5412, b"x")),
+        "owner": _tried(lambda: fcntl.fcntl(workload.extra_fds["test"], fcntl.F_SETOWN, os.getppid())),
+        "limits of another": _tried(lambda: resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE)),
+        "own limits": _tried(lambda: resource.getrlimit(resource.RLIMIT_NOFILE)),
         "is dumpable": libc.prctl(3),
         "memfd": _tried(lambda: os.close(os.memfd_create("x"))),
         "thread": _tried(lambda: threading.Thread(target=time.sleep, args=(0,)).start()),
@@ -145,10 +162,24 @@ def prefork(workload):
     ENGINE = ours
 
 
+def _fork():
+    if os.fork() == 0:
+        os._exit(0)
+
+
+def _send_out():
+    """Give a prompt to whoever on this machine waits at a path: no `connect` is needed for it."""
+    socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)[0].sendto(b"prompt", OUTSIDE)
+
+
 def _engine(channel, parent, workload):
+    import signal
+
+    from sealwright.attester.quoter import kernel
     from sealwright.attester.software import confine_engine
 
     confine_engine(keep=[channel.fileno()], parent=parent, memory_locked=workload.claims["swap"] == "mlock")
+    tgkill = {"x86_64": 234, "aarch64": 131}[os.uname().machine]
     said = {
         "inet": _tried(lambda: socket.socket(socket.AF_INET)),
         "datagram": _tried(lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)),
@@ -159,6 +190,19 @@ def _engine(channel, parent, workload):
         "listener": _tried(lambda: os.fstat(9)),
         "test": _tried(lambda: os.fstat(10)),
         "passwd": _tried(lambda: open("/etc/passwd")),
+        "signal": _tried(lambda: os.kill(parent, 0)),
+        "signal by pidfd": _tried(lambda: os.pidfd_open(parent)),
+        "signal its thread": _tried(lambda: kernel.syscall(tgkill, parent, parent, 0)),
+        "signal all": _tried(lambda: kernel.syscall(62 if tgkill == 234 else 129, -1, 0)),
+        "own signal": _tried(lambda: kernel.syscall(tgkill, os.getpid(), os.getpid(), 0)),
+        "fork": _tried(_fork),
+        "outlive": _tried(lambda: kernel.prctl(kernel.PR_SET_PDEATHSIG, 0)),
+        "end with": _tried(lambda: kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)),
+        "slow down": _tried(lambda: os.setpriority(os.PRIO_PROCESS, parent, 19)),
+        "pin": _tried(lambda: os.sched_setaffinity(parent, {0})),
+        "pair": _tried(socket.socketpair),
+        "send out": _tried(_send_out),
+        "thread": _tried(lambda: threading.Thread(target=time.sleep, args=(0,)).start()),
         "execve": _tried(lambda: os.execv("/proc/self/fd/3/usr/bin/python3", ["python3", "-c", ""])),
     }
     if b"model" in workload.unverified_payload:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.software.probe import OUTSIDE
 from tests.software.support import HERE, run_as_ordinary_user
 
 from sealwright.attester.quoter.image import measure
@@ -43,8 +44,10 @@ REFUSED = {
 }
 DENIED = [
     "execve", "inet", "inet6", "netlink", "unix", "ptrace parent", "unshare", "setns", "mount", "dumpable",
-    "bpf", "io_uring", "keyctl", "clone newuser",
+    "bpf", "io_uring", "keyctl", "clone newuser", "datagram pair", "raw pair", "chmod", "chown", "touch",
+    "xattr", "truncate", "shared memory", "typing", "owner", "limits of another",
 ]  # fmt: skip
+ALLOWED = ["socketpair", "seqpacket pair", "memfd", "thread", "import inside", "own limits"]
 
 
 def line(channel: socket.socket) -> Any:
@@ -54,7 +57,7 @@ def line(channel: socket.socket) -> Any:
 def check_attempts(said: dict[str, Any]) -> None:
     assert {name: said[name] for name in REFUSED} == REFUSED
     assert {name: said[name] for name in DENIED} == dict.fromkeys(DENIED, "PermissionError:1")
-    assert [said[name] for name in ("socketpair", "memfd", "thread", "import inside")] == ["done"] * 4
+    assert {name: said[name] for name in ALLOWED} == dict.fromkeys(ALLOWED, "done")
     assert said["is dumpable"] == 0
     assert said["children of 3"] == ["etc", "lib", "lib64", "usr"]
 
@@ -130,8 +133,15 @@ def test_as_an_ordinary_user_the_same_is_refused() -> None:
 
 
 def test_an_engine_keeps_nothing_of_its_parent(start: Start) -> None:
-    _, channel = start("engine", payload=b"engine")
-    check_engine(line(channel))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as outside:
+        Path(OUTSIDE).unlink(missing_ok=True)
+        outside.bind(OUTSIDE)
+        Path(OUTSIDE).chmod(0o777)
+        _, channel = start("engine", payload=b"engine")
+        check_engine(line(channel))
+        with pytest.raises(BlockingIOError):
+            outside.recv(16, socket.MSG_DONTWAIT)
+    Path(OUTSIDE).unlink()
 
 
 def test_as_an_ordinary_user_an_engine_keeps_nothing_either() -> None:
@@ -139,10 +149,13 @@ def test_as_an_ordinary_user_an_engine_keeps_nothing_either() -> None:
 
 
 def check_engine(said: dict[str, Any]) -> None:
-    denied = ["inet", "datagram", "connect", "execve"]
+    denied = ["inet", "datagram", "connect", "execve", "send out", "fork", "outlive", "slow down", "pin"]
+    denied += ["signal", "signal by pidfd", "signal its thread", "signal all"]
+    allowed = ["own signal", "end with", "pair", "thread"]
     gone = ["quotes", "connections", "config", "listener", "test"]
     assert {name: said[name] for name in denied} == dict.fromkeys(denied, "PermissionError:1")
     assert {name: said[name] for name in gone} == dict.fromkeys(gone, "OSError:9")
+    assert {name: said[name] for name in allowed} == dict.fromkeys(allowed, "done")
     assert said["passwd"] == "PermissionError:13"
 
 

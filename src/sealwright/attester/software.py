@@ -68,17 +68,20 @@ class Workload:
         return socket.socket(fileno=fds[0])
 
 
-def confine_engine(*, keep: Collection[int], parent: int, memory_locked: bool = False) -> None:
+def confine_engine(
+    *, keep: Collection[int], parent: int, memory_locked: bool = False, spawns: bool = False
+) -> None:
     """Confine this forked child of the workload to be an engine: no keys, no quotes, no network.
 
-    It keeps the sealed root, the scratch directory, standard streams and `keep`; it may listen on one
-    unix socket, connects to nobody, and dies with its parent. Call it before anything else, while the
-    process has one thread.
+    It keeps the sealed root, the scratch directory, standard streams and `keep`; it may listen on a
+    unix socket, connects to nobody, dies with its parent, and has threads but no other process, nor
+    signals to one. Call it before anything else, while the process has one thread.
 
     Args:
         keep: descriptors the engine needs, such as its socketpair.
-        parent: pid of the workload, read before the fork.
+        parent: pid of the workload or zygote, read before the fork.
         memory_locked: whether the workload's claim `swap` is `mlock`.
+        spawns: a zygote, which forks engines and ends them; each engine then confines itself further.
 
     Raises:
         OSError: the kernel refused; the child must end.
@@ -90,7 +93,9 @@ def confine_engine(*, keep: Collection[int], parent: int, memory_locked: bool = 
     _close_all_but({0, 1, 2, layout.ROOT, layout.SCRATCH, *keep})
     if memory_locked:
         kernel.mlockall(kernel.MCL_CURRENT | kernel.MCL_FUTURE | kernel.MCL_ONFAULT)
-    seccomp.install(seccomp.engine())
+    seccomp.install(seccomp.zygote())
+    if not spawns:
+        seccomp.install(seccomp.engine(os.getpid()))
 
 
 def _close_all_but(keep: Collection[int]) -> None:

@@ -24,7 +24,7 @@ _MAX_MESSAGE = 4096  # bytes
 class Confine(Protocol):
     """Takes away from this process what an engine must not have; see `attester.software.confine_engine`."""
 
-    def __call__(self, *, keep: Collection[int], parent: int) -> None: ...
+    def __call__(self, *, keep: Collection[int], parent: int, spawns: bool) -> None: ...
 
 
 class EngineMain(Protocol):
@@ -105,7 +105,7 @@ def _zygote(
     children: set[int] = set()
     try:
         _deafen()
-        confine(keep={control.fileno()}, parent=parent)
+        confine(keep={control.fileno()}, parent=parent, spawns=True)
         _ignore_signals()
         prepare()
         while True:
@@ -138,7 +138,7 @@ def _fork_engine(
     pid = os.fork()
     if pid == 0:
         try:
-            confine(keep=fds, parent=parent)
+            confine(keep=fds, parent=parent, spawns=False)
             channel = socket.socket(fileno=channel_fd)
             engine(channel, model_fd, parameters)
         finally:

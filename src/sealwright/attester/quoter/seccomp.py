@@ -1,10 +1,10 @@
 """Seccomp filters, assembled by hand: which system calls a workload, its enclave and its engine may not make.
 
-Three filters are laid over one another; each only takes away.
+Filters are laid over one another; each only takes away.
 
 - `start`: put on by the quoter before the workload's first instruction.
 - `workload`: put on by the measured bootstrap, once it has left its namespaces.
-- `enclave` or `engine`: put on before any secret exists, by what each process has become.
+- `enclave`, or `zygote` and over it `engine`: put on before any secret exists, by what each process has become.
 
 A denied call fails with EPERM; a call of another architecture ends the process.
 """
@@ -24,9 +24,19 @@ _LOAD, _JEQ, _JGE, _JSET, _AND, _RET = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 _NR, _ARCH_AT, _ARG = 0, 4, (16, 24, 32, 40, 48, 56)  # low words, little-endian machines
 _X32 = 0x40000000
 
-_AF_UNIX, _SOCK_STREAM, _SOCK_TYPE_MASK = 1, 1, 0xF
+_AF_UNIX, _SOCK_STREAM, _SOCK_SEQPACKET, _SOCK_TYPE_MASK = 1, 1, 5, 0xF
 _CLONE_NEW = 0x7E020080  # every CLONE_NEW* flag
-_PR_SET_DUMPABLE = 4
+_CLONE_THREAD = 0x10000
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _SIGKILL = 1, 4, 9
+_F_SETOWN, _F_SETSIG, _F_SETOWN_EX = 8, 10, 15
+# Typing into a terminal, taking one, and signals to others by way of a descriptor.
+_IOCTLS = {
+    "TIOCSCTTY": 0x540E,
+    "TIOCSTI": 0x5412,
+    "TIOCLINUX": 0x541C,
+    "FIOSETOWN": 0x8901,
+    "SIOCSPGRP": 0x8902,
+}
 
 # name -> (x86_64, aarch64); None where the architecture has no such call.
 _CALLS: dict[str, tuple[int | None, int | None]] = {
@@ -82,23 +92,76 @@ _CALLS: dict[str, tuple[int | None, int | None]] = {
     "clone3": (435, 435),
     "prctl": (157, 167),
     "socket": (41, 198),
+    "socketpair": (53, 199),
     "connect": (42, 203),
+    "ioctl": (16, 29),
+    "fcntl": (72, 25),
+    "prlimit64": (302, 261),
+    # What Landlock does not see: changes by path to files of the same user, and queues with names.
+    "chmod": (90, None),
+    "fchmodat": (268, 53),
+    "fchmodat2": (452, 452),
+    "chown": (92, None),
+    "lchown": (94, None),
+    "fchownat": (260, 54),
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "setxattrat": (463, 463),
+    "removexattr": (197, 14),
+    "lremovexattr": (198, 15),
+    "removexattrat": (466, 466),
+    "file_setattr": (469, 469),
+    "truncate": (76, 45),
+    "utime": (132, None),
+    "utimes": (235, None),
+    "futimesat": (261, None),
+    "utimensat": (280, 88),
+    "shmget": (29, 194),
+    "msgget": (68, 186),
+    "semget": (64, 190),
+    "mq_open": (240, 180),
+    "syslog": (103, 116),
+    "modify_ldt": (154, None),
+    "kill": (62, 129),
+    "tkill": (200, 130),
+    "tgkill": (234, 131),
+    "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240),
+    "pidfd_open": (434, 434),
+    "pidfd_send_signal": (424, 424),
+    "fork": (57, None),
+    "vfork": (58, None),
+    "setpriority": (141, 140),
+    "ioprio_set": (251, 30),
+    "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119),
+    "sched_setattr": (314, 274),
+    "sched_setaffinity": (203, 122),
 }
-_AFTER_START = {"execve", "execveat", "unshare", "clone", "clone3", "prctl", "socket", "connect"}
-_START = tuple(name for name in _CALLS if name not in _AFTER_START)
+_SIGNALS = ("kill", "tkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo", "pidfd_open", "pidfd_send_signal")
+_PRIORITIES = ("setpriority", "ioprio_set", *(name for name in _CALLS if name.startswith("sched_set")))
+_BY_ARGUMENT = {"clone", "prctl", "socket", "socketpair", "ioctl", "fcntl", "prlimit64", "tgkill"}
+_LATER = {"execve", "execveat", "unshare", "clone3", "connect", "fork", "vfork", *_SIGNALS, *_PRIORITIES}
+_START = tuple(name for name in _CALLS if name not in _BY_ARGUMENT | _LATER)
 
 Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, constant
 
 
 def start() -> bytes:
-    """Return the quoter's filter: no debugging, mounting, keys, modules, clocks; sockets only AF_UNIX."""
-    return _program(_deny(_START) + _unless("socket", 0, 0xFFFFFFFF, _AF_UNIX))
+    """Return the quoter's filter: no debugging, mounting, keys, modules, clocks; sockets only AF_UNIX.
+
+    Pairs are of streams: a datagram socket can be sent from to any path, without `connect`.
+    """
+    rules = _deny(_START) + _unless("socket", 0, 0xFFFFFFFF, _AF_UNIX)
+    rules += _unless("socketpair", 1, _SOCK_TYPE_MASK, _SOCK_STREAM, _SOCK_SEQPACKET)
+    rules += _if_one("ioctl", 1, _IOCTLS.values()) + _if_one("fcntl", 1, (_F_SETOWN, _F_SETSIG, _F_SETOWN_EX))
+    return _program(rules + _unless("prlimit64", 0, 0xFFFFFFFF, 0))
 
 
 def workload() -> bytes:
     """Return the bootstrap's filter: no execve, no namespaces, never dumpable again."""
     denied = _deny(("execve", "execveat", "unshare")) + _deny(("clone3",), _ENOSYS)
-    return _program(denied + _if_any("clone", 0, _CLONE_NEW) + _dumpable())
+    return _program(denied + _if_any("clone", 0, _CLONE_NEW) + _prctl(_PR_SET_DUMPABLE, 0))
 
 
 def enclave() -> bytes:
@@ -106,9 +169,24 @@ def enclave() -> bytes:
     return _program(_deny(("socket", "connect")))
 
 
-def engine() -> bytes:
-    """Return the engine's filter: a stream socket to listen on, no connection to anyone."""
-    return _program(_deny(("connect",)) + _unless("socket", 1, _SOCK_TYPE_MASK, _SOCK_STREAM))
+def zygote() -> bytes:
+    """Return the filter of what forks engines: stream sockets to listen on, no connection, dies with its parent."""
+    rules = _deny(("connect",)) + _unless("socket", 1, _SOCK_TYPE_MASK, _SOCK_STREAM)
+    return _program(rules + _prctl(_PR_SET_PDEATHSIG, _SIGKILL))
+
+
+def engine(pid: int) -> bytes:
+    """Return the engine's filter, over the zygote's: no process but itself, no signal to another.
+
+    Its fork would outlive it, since only the process itself is ended with its parent.
+
+    Args:
+        pid: the engine's own, so that it can abort.
+    """
+    rules = _deny((*_SIGNALS, *_PRIORITIES, "fork", "vfork"))
+    return _program(
+        rules + _unless("clone", 0, _CLONE_THREAD, _CLONE_THREAD) + _unless("tgkill", 0, 0xFFFFFFFF, pid)
+    )
 
 
 def install(program: bytes) -> None:
@@ -141,11 +219,17 @@ def _deny(names: Iterable[str], errno: int = _EPERM) -> list[Instruction]:
     ]
 
 
-def _unless(name: str, arg: int, mask: int, wanted: int) -> list[Instruction]:
-    """Deny `name` unless its argument, masked, is `wanted`."""
-    return _with_argument(
-        name, arg, [(_AND, 0, 0, mask), (_JEQ, 1, 0, wanted), (_RET, 0, 0, _ERRNO | _EPERM)]
-    )
+def _unless(name: str, arg: int, mask: int, *wanted: int) -> list[Instruction]:
+    """Deny `name` unless its argument, masked, is one of `wanted`."""
+    last = len(wanted)
+    checks = [(_JEQ, last - at, 0, value) for at, value in enumerate(wanted)]
+    return _with_argument(name, arg, [(_AND, 0, 0, mask), *checks, (_RET, 0, 0, _ERRNO | _EPERM)])
+
+
+def _if_one(name: str, arg: int, refused: Iterable[int]) -> list[Instruction]:
+    """Deny `name` if its argument is one of `refused`."""
+    lines = [line for value in refused for line in ((_JEQ, 0, 1, value), (_RET, 0, 0, _ERRNO | _EPERM))]
+    return _with_argument(name, arg, lines)
 
 
 def _if_any(name: str, arg: int, bits: int) -> list[Instruction]:
@@ -153,10 +237,11 @@ def _if_any(name: str, arg: int, bits: int) -> list[Instruction]:
     return _with_argument(name, arg, [(_JSET, 0, 1, bits), (_RET, 0, 0, _ERRNO | _EPERM)])
 
 
-def _dumpable() -> list[Instruction]:
+def _prctl(option: int, wanted: int) -> list[Instruction]:
+    """Deny `prctl(option, value)` unless `value` is `wanted`."""
     deny: Instruction = (_RET, 0, 0, _ERRNO | _EPERM)
     return _with_argument(
-        "prctl", 0, [(_JEQ, 0, 3, _PR_SET_DUMPABLE), (_LOAD, 0, 0, _ARG[1]), (_JEQ, 1, 0, 0), deny]
+        "prctl", 0, [(_JEQ, 0, 3, option), (_LOAD, 0, 0, _ARG[1]), (_JEQ, 1, 0, wanted), deny]
     )
 
 
