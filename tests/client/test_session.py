@@ -66,6 +66,16 @@ def test_the_lease_ends_on_our_own_clock_with_a_margin(world: World) -> None:
     assert world.session.why == "the lease has ended"
 
 
+def test_evidence_ages_however_often_the_lease_is_renewed(world: World) -> None:
+    world.trust = world.enclave.trust_file(oldest_evidence_s=60)
+    world.verify()
+    world.clock.at += timedelta(seconds=59)
+    assert world.held() is not None
+    world.clock.at += timedelta(seconds=1)
+    assert world.held() is None
+    assert "aged" in world.session.why
+
+
 def test_a_clock_turned_back_before_the_lease_holds_nothing(world: World) -> None:
     world.verify()
     world.trust = world.enclave.trust_file()

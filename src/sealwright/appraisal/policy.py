@@ -85,6 +85,7 @@ class TrustFile(_Rules):
     )  # empty: whatever the lease names
     log_policy: Annotated[str, Field(min_length=1, max_length=16 * 1024)]  # tlog-policy text
     longest_lease_s: Annotated[int, Field(ge=1, le=LONGEST_LEASE_S)] = 3600
+    oldest_evidence_s: Annotated[int, Field(ge=1, le=LONGEST_LEASE_S)] = 3600
 
     @classmethod
     def load(cls, raw: bytes) -> Self:

@@ -29,6 +29,7 @@ class Session:
         self._random = random
         self._enclave: VerifiedEnclave | None = None
         self._trust: TrustFile | None = None
+        self._verified_at: datetime | None = None
         self.why = "nothing was verified yet"  # what asks for the next verification
 
     def held(self, trust: TrustFile, *, at: datetime) -> VerifiedEnclave | None:
@@ -44,7 +45,7 @@ class Session:
         if self._trust is not None and trust != self._trust:
             self.forget("the trust file has changed")
         enclave = self._enclave
-        if enclave is not None and (ended := _ended(enclave, at)):
+        if enclave is not None and (ended := _ended(enclave, at) or self._aged(trust, at)):
             self.why = ended
             return None
         return enclave
@@ -71,7 +72,7 @@ class Session:
         except SealwrightError as exc:
             self.forget(f"the last verification failed ({exc.code})")
             raise
-        self._enclave, self._trust = enclave, trust
+        self._enclave, self._trust, self._verified_at = enclave, trust, at
         return enclave
 
     def take_lease(self, header: str, enclave: VerifiedEnclave, *, at: datetime) -> bool:
@@ -112,6 +113,13 @@ class Session:
             return enclave if self._trust is None else renewed(enclave, envelope, trust=self._trust, at=at)
         except SealwrightError:
             return enclave
+
+    def _aged(self, trust: TrustFile, at: datetime) -> str:
+        """Return that the evidence is older than the trust file accepts; empty: it is not."""
+        oldest = timedelta(seconds=trust.oldest_evidence_s)
+        if self._verified_at is not None and self._verified_at - SKEW <= at < self._verified_at + oldest:
+            return ""
+        return "the evidence has aged"
 
     def forget(self, why: str) -> None:
         """Hold nothing any more; `why` is told when the next request asks."""
