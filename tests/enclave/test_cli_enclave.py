@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -148,3 +149,14 @@ def _first_object(process: subprocess.Popen[bytes]) -> dict[str, Any]:
             break
     value: dict[str, Any] = json.loads(raw)
     return value
+
+
+def test_root_prints_the_fingerprint_that_policies_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = tmp_path / "state"
+    assert main(["enclave", "root", "--state", str(state), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)["root"]
+    assert said == hashlib.sha256((state / "quoter" / "root.crt").read_bytes()).hexdigest()
+    assert main(["enclave", "root", "--state", str(state)]) == 0
+    assert capsys.readouterr().out.strip() == said  # made once
