@@ -13,9 +13,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from sealwright.crypto.hpke import HpkePrivateKey, Kem
 from sealwright.errors import VerificationError
+from sealwright.protocol.attestation import GATEWAY_PATH
 from sealwright.transport.asgi import App, Message
 from sealwright.transport.bhttp import BinaryRequest
-from sealwright.transport.client import GATEWAY_PATH, ResponseReader, SealedRequest, SealTarget
+from sealwright.transport.client import ResponseReader, SealedRequest, SealTarget
 from sealwright.transport.fields import Fields, one_value
 from sealwright.transport.keys import GatewayKey, KeyConfig
 from sealwright.transport.replay import EncCache

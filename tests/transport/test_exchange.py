@@ -25,10 +25,10 @@ from tests.transport.support import (
 
 from sealwright.crypto.hpke import Kem
 from sealwright.errors import MessageFormatError, SealwrightError, VerificationError
+from sealwright.protocol.attestation import GATEWAY_PATH
 from sealwright.transport.asgi import Message, OhttpApp, Receive, SealedScope, Send
 from sealwright.transport.bhttp import BinaryRequest, MessageParser
 from sealwright.transport.client import (
-    GATEWAY_PATH,
     NotStarted,
     OutcomeUnknown,
     SealedRequest,

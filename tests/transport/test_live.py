@@ -12,8 +12,9 @@ import uvicorn
 from tests.transport.support import NOW, authenticate, gateway, gateway_key, request, target
 
 from sealwright.crypto.hpke import Kem
+from sealwright.protocol.attestation import GATEWAY_PATH
 from sealwright.transport.asgi import App, Message, OhttpApp, Receive, Send
-from sealwright.transport.client import GATEWAY_PATH, SealedRequest, seal_request
+from sealwright.transport.client import SealedRequest, seal_request
 
 KEY = gateway_key(Kem.XWING)
 

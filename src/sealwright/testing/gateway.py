@@ -46,7 +46,6 @@ class FakeServer:
             now=enclave.now,
             on_error=self.errors.append,
             outer=self._outside(),
-            path=GATEWAY_PATH,
         )
 
     def reboot(self) -> None:

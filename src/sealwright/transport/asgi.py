@@ -8,15 +8,17 @@ Whatever it sends is sealed and passed on at once, and a client that goes away i
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from urllib.parse import unquote
 
-from sealwright.errors import SealwrightError, UnavailableError
+from sealwright.errors import MessageFormatError, SealwrightError, UnavailableError
+from sealwright.protocol.attestation import GATEWAY_PATH
 from sealwright.transport.bhttp import BinaryRequest
-from sealwright.transport.client import GATEWAY_PATH, NOT_STARTED_TYPE
+from sealwright.transport.client import NOT_STARTED_TYPE
 from sealwright.transport.keys import KEYS_TYPE, encode_key_list
 from sealwright.transport.ohttp import REQUEST_TYPE, RESPONSE_TYPE
 from sealwright.transport.padding import BUCKET
@@ -37,6 +39,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 OnError = Callable[[Exception], None]
 
+BODY_S = 30.0  # seconds for a whole request body
 TRANSPORT = "chunked-ohttp"  # as a receipt names it
 
 
@@ -64,6 +67,7 @@ class OhttpApp:
         outer: App | None = None,
         path: str = GATEWAY_PATH,
         bucket: int = BUCKET,
+        body_s: float = BODY_S,
     ) -> None:
         """Set up.
 
@@ -72,10 +76,11 @@ class OhttpApp:
             now: enclave time.
             on_error: told what was refused or failed, for the audit log; must not log plaintext.
             bucket: padding of responses, bytes.
+            body_s: how long a request may take to arrive, seconds.
         """
         self._inner, self._gateway, self._outer, self._path = inner, gateway, outer, path
         self._authenticate, self._now, self._on_error = authenticate, now, on_error
-        self._bucket = bucket
+        self._bucket, self._body_s = bucket, body_s
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one connection scope."""
@@ -100,42 +105,57 @@ class OhttpApp:
             raise RuntimeError("only HTTP is served here")
 
     async def _exchange(self, scope: Message, receive: Receive, send: Send) -> None:
-        session = self._gateway.session()
-        try:
-            more = True
-            while more:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    return
-                session.feed(message.get("body", b""))
-                more = message.get("more_body", False)
-            exchange = session.finish()
-        except SealwrightError as exc:
-            session.close()
-            self._on_error(exc)
-            await _problem(send, problem(exc))
+        exchange = await self._arrived(receive, send)
+        if exchange is None:
             return
-        finally:
-            session.close()
-        await self._answer_sealed(exchange, scope, receive, send)
-
-    async def _answer_sealed(self, exchange: Exchange, scope: Message, receive: Receive, send: Send) -> None:
-        now = self._now()
         sealed = _SealedSend(ResponseWriter(exchange.sealer(), bucket=self._bucket), send)
-        try:
-            request, caller = exchange.admit(self._authenticate, now=now)
-        except NotServing as exc:
-            self._on_error(exc)
-            await _answer(send, 503, NOT_STARTED_TYPE, exc.statement)
+        admitted = await self._admitted(exchange, sealed, send)
+        if admitted is None:
             return
-        except SealwrightError as exc:
-            self._on_error(exc)
-            await _problem(sealed, problem(exc, now=now))
-            return
+        request, caller = admitted
         about = SealedScope(
             caller=caller, keyset_digest=exchange.keyset_digest, enc_digest=exchange.enc_digest
         )
+        del exchange  # a slow reader of the answer must not keep the keyset's private keys
         await self._run(_inner_scope(scope, request, about), _InnerReceive(request.body, receive), sealed)
+
+    async def _arrived(self, receive: Receive, send: Send) -> Exchange | None:
+        """Return the exchange of a whole request, None once it was refused or is gone."""
+        session = self._gateway.session()
+        try:
+            async with asyncio.timeout(self._body_s):
+                more = True
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    session.feed(message.get("body", b""))
+                    more = message.get("more_body", False)
+            return session.finish()
+        except TimeoutError:
+            error: SealwrightError = MessageFormatError("a body that does not end", code="body-timeout")
+        except SealwrightError as exc:
+            error = exc
+        finally:
+            session.close()
+        self._on_error(error)
+        await _problem(send, problem(error))
+        return None
+
+    async def _admitted(
+        self, exchange: Exchange, sealed: _SealedSend, send: Send
+    ) -> tuple[BinaryRequest, Caller] | None:
+        """Return the request, which may start, and its caller; None once it was refused."""
+        now = self._now()
+        try:
+            return exchange.admit(self._authenticate, now=now)
+        except NotServing as exc:
+            self._on_error(exc)
+            await _answer(send, 503, NOT_STARTED_TYPE, exc.statement)
+        except SealwrightError as exc:
+            self._on_error(exc)
+            await _problem(sealed, problem(exc, now=now))
+        return None
 
     async def _run(self, scope: Message, receive: _InnerReceive, sealed: _SealedSend) -> None:
         failed = UnavailableError("the inner application failed", code="inner-failed", stage="inner")

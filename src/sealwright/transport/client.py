@@ -17,7 +17,6 @@ from sealwright.transport.ohttp import REQUEST_TYPE, RESPONSE_TYPE, RequestSeale
 from sealwright.transport.padding import BUCKET, PADDING_FIELD, SSE, strip
 from sealwright.transport.replay import not_started_message
 
-GATEWAY_PATH = "/.well-known/ohttp-gateway"
 KEYSET_FIELD = b"sealwright-keyset"
 NOT_STARTED_TYPE = b"application/vnd.sealwright.not-started"
 _MAX_OUTER_BODY = 64 * 1024  # bytes kept of an answer that is not sealed

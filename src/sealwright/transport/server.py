@@ -35,6 +35,7 @@ _PROBLEM_TYPES = {
 _CODE_STATUS = {
     "barred": 409,
     "bhttp-too-large": 413,
+    "body-timeout": 408,
     "chunk-open-failed": 400,
     "date": 400,
     "hpke-weak-point": 400,
@@ -97,16 +98,19 @@ class Gateway:
         self.accepting = True
         self.max_request = max_request
         self._room = max(max_arriving, max_request)
+        self._sessions: set[RequestSession] = set()
         self.replace(keysets)
 
     def replace(self, keysets: Iterable[ServingKeyset]) -> None:
-        """Serve these keysets from now on. Requests already begun keep their own."""
+        """Serve these keysets from now on. Requests that are still arriving under another one end."""
         pairs = [(key_id, keyset) for keyset in keysets for key_id in keyset.keys]
         by_id = dict(pairs)
         if len(by_id) != len(pairs):
             raise ValueError("two live keysets share a key id")
         self._by_id = by_id
         self.keys = {key_id: keyset.keys[key_id] for key_id, keyset in by_id.items()}
+        for session in tuple(self._sessions):
+            session.replaced(self.keys, by_id)
 
     def hold(self, count: int) -> None:
         """Count bytes of requests that arrive; negative ones are let go.
@@ -120,7 +124,13 @@ class Gateway:
 
     def session(self) -> RequestSession:
         """Return what takes one request."""
-        return RequestSession(self, self._by_id)
+        session = RequestSession(self, self._by_id)
+        self._sessions.add(session)
+        return session
+
+    def forget(self, session: RequestSession) -> None:
+        """Take no more notice of a session that has closed."""
+        self._sessions.discard(session)
 
 
 class RequestSession:
@@ -130,7 +140,7 @@ class RequestSession:
         """Made by `Gateway.session`."""
         self._gateway = gateway
         self._keysets = keysets
-        self._opener = RequestOpener(gateway.keys)
+        self._opener: RequestOpener | None = RequestOpener(gateway.keys)
         # Padding and fields come on top of the body.
         self._left = gateway.max_request + (1 << 20)
         self._plain = bytearray()
@@ -143,7 +153,7 @@ class RequestSession:
             VerificationError, MessageFormatError: unknown key, altered, or too large.
             UnavailableError: `gateway-full`.
         """
-        for chunk in self._opener.feed(data):
+        for chunk in self._live().feed(data):
             self._gateway.hold(len(chunk))
             self._held += len(chunk)
             self._left -= len(chunk)
@@ -152,9 +162,19 @@ class RequestSession:
             self._plain += chunk
 
     def close(self) -> None:
-        """Let go of what has arrived: it is an exchange now, or was refused."""
+        """Let go of what has arrived and of all keys: it is an exchange now, or was refused."""
         self._gateway.hold(-self._held)
         self._held = 0
+        self._opener, self._keysets = None, {}
+        self._gateway.forget(self)
+
+    def replaced(self, keys: Mapping[int, GatewayKey], keysets: Mapping[int, ServingKeyset]) -> None:
+        """Go on under the keysets that are served now, if this request's is one of them."""
+        begun = None if self._opener is None else self._opener.key
+        if begun is not None and keys.get(begun.config.key_id) is begun:
+            self._keysets = keysets
+        elif self._opener is not None:
+            self._opener = RequestOpener(keys) if begun is None and keys else None
 
     def finish(self) -> Exchange:
         """Return the exchange: the request is whole. It is not parsed, authenticated or fresh yet.
@@ -162,11 +182,17 @@ class RequestSession:
         Raises:
             VerificationError: it ends early, or its end does not open.
         """
-        self._plain += self._opener.finish()
-        key = self._opener.key
+        opener = self._live()
+        self._plain += opener.finish()
+        key = opener.key
         if key is None:
             raise VerificationError("the request has no header", code="stream-truncated", stage="open")
-        return Exchange(self._gateway, self._keysets[key.config.key_id], self._opener, bytes(self._plain))
+        return Exchange(self._gateway, self._keysets[key.config.key_id], opener, bytes(self._plain))
+
+    def _live(self) -> RequestOpener:
+        if self._opener is None:
+            raise VerificationError("the keys it was sealed to are gone", code="ohttp-key", stage="key")
+        return self._opener
 
 
 class Exchange:
