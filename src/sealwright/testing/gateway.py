@@ -19,7 +19,7 @@ from starlette.routing import Route
 from sealwright.crypto.canonical import canonical
 from sealwright.crypto.encoding import b64url
 from sealwright.errors import VerificationError
-from sealwright.protocol.attestation import ATTESTATION_PATH, GATEWAY_PATH, AttestationRequest
+from sealwright.protocol.attestation import ATTESTATION_PATH, AttestationRequest
 from sealwright.testing.enclave import FakeEnclave
 from sealwright.transport.asgi import App, Message, OhttpApp, Receive, Send
 from sealwright.transport.fields import Fields
