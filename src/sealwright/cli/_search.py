@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import stat
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
+_READ = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
 SHORTEST = 16  # bytes; a shorter secret would be found by chance
 
 
@@ -38,9 +40,13 @@ def forms(secret: bytes) -> list[tuple[str, bytes]]:
 
 
 def files(folder: Path, *, but: Collection[Path] = ()) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of every file below `folder`, except those in `but`."""
+    """Yield name and content of every file below `folder`, except those in `but`.
+
+    A file whose mode lets nobody read it is left out: where no tmpfs may be mounted, a sealed root stands in
+    a folder, and its dynamic loader, measured before it was written, may only be executed.
+    """
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.is_symlink() and path not in but:
+        if path.is_file() and not path.is_symlink() and path not in but and path.stat().st_mode & _READ:
             yield str(path.relative_to(folder)), path.read_bytes()
 
 

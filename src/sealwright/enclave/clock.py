@@ -43,5 +43,7 @@ class EnclaveClock:
             UnavailableError: there was no lease yet (`no-enclave-time`).
         """
         if self._offset is None:
-            raise UnavailableError("there is no enclave time before a lease", code="no-enclave-time", stage="lease")
+            raise UnavailableError(
+                "there is no enclave time before a lease", code="no-enclave-time", stage="lease"
+            )
         return datetime.fromtimestamp(self._offset + self.elapsed(), UTC)
