@@ -162,9 +162,7 @@ def _dates(certificate: x509.Certificate, at: datetime, stage: str) -> None:
         _refuse(stage, "certificate-expired", "the certificate is not valid at this time")
 
 
-def _extension(
-    certificate: x509.Certificate, oid: x509.ObjectIdentifier, kind: type[_T], stage: str
-) -> _T:
+def _extension(certificate: x509.Certificate, oid: x509.ObjectIdentifier, kind: type[_T], stage: str) -> _T:
     try:
         value = certificate.extensions.get_extension_for_oid(oid).value
     except x509.ExtensionNotFound:
