@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sealwright.cli._stand import MODEL, Stand, model_path
+from sealwright.cli._stand import KID, MODEL, TENANT, Stand, model_path
 from sealwright.inference.llamacpp import common_params
 from sealwright.inference.parameters import EngineParameters
 
@@ -39,20 +39,31 @@ def ours(folder: Path, parameters: EngineParameters) -> Iterator[Endpoint]:
     try:
         stand.make_broker()
         stand.seal_model(model_path())
-        options = {
-            "--context-tokens": parameters.context_tokens,
-            "--slots": parameters.slots,
-            "--threads": parameters.threads,
-        }
-        extra = [str(part) for pair in options.items() for part in pair]
-        config = stand.config("enclave-config", artefact=stand.sealed, extra=extra)
-        stand.set_policy({"digests": [stand.config_digest]})
+        config = make_config(stand, parameters)
         credential = stand.add_caller()  # before the first lease, which is what tells the enclave
         enclave = stand.start_enclave(config)
         enclave.wait_for()
         yield Endpoint(url=enclave.url, key=credential, trust=stand.make_trust())
     finally:
         stand.stop()
+
+
+def make_config(stand: Stand, parameters: EngineParameters) -> Path:
+    """Write an enclave config with these parameters, and let the key's policy admit it alone."""
+    path = stand.folder / "enclave-config.json"
+    options = {
+        "--broker": f"{stand.broker_url}={stand.root}",
+        "--log-key": stand.log_key,
+        "--tenant": TENANT,
+        "--artefact": f"{KID}={MODEL}={stand.sealed}",
+        "--context-tokens": str(parameters.context_tokens),
+        "--slots": str(parameters.slots),
+        "--threads": str(parameters.threads),
+    }
+    made = stand.do("enclave", "config", "new", path, *(part for pair in options.items() for part in pair))
+    stand.config_digest = str(made["config_digest"])
+    stand.set_policy({"digests": [stand.config_digest]})
+    return path
 
 
 @contextmanager

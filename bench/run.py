@@ -76,12 +76,28 @@ def run(name: str) -> list[dict[str, Any]] | None:
     print(f"bench: {name}", file=sys.stderr, flush=True)
     command = [sys.executable, str(FOLDER / f"{name}.py")]
     try:
-        result = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=TIMEOUT_S, check=True)
-        rows = [json.loads(line) for line in result.stdout.splitlines() if line.strip()]
+        rows = [json.loads(line) for line in output(command).splitlines() if line.strip()]
     except (subprocess.SubprocessError, json.JSONDecodeError) as exc:
         print(f"bench: {name}: {exc}", file=sys.stderr)
         return None
     return rows if rows and all(set(row) - {"interval"} == set(COLUMNS) for row in rows) else None
+
+
+def output(command: list[str]) -> str:
+    """Return what a command prints; one that takes too long is told to end, so that it can end its servers.
+
+    Raises:
+        subprocess.SubprocessError: it failed, or took more than `TIMEOUT_S`.
+    """
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            text, _ = process.communicate(timeout=TIMEOUT_S)
+        except BaseException:
+            process.terminate()
+            raise
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return text
 
 
 def busy(seconds: float) -> float:
