@@ -104,7 +104,7 @@ class Server:
     def start(cls, log: Path, args: Sequence[str | Path], env: Mapping[str, str] | None = None) -> Server:
         """Start `sealwright ARGS`."""
         command = [sys.executable, "-m", "sealwright.cli", *map(str, args)]
-        with log.open("wb") as out:
+        with log.open("ab") as out:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env={**os.environ, **(env or {})}
             )
