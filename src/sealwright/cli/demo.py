@@ -6,6 +6,7 @@ import json
 import mmap
 import platform
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -76,7 +77,7 @@ class Teller:
             self.steps.append({"step": title, "proved": text, "look": look, "seconds": round(seconds, 2)})
             self.line(f"{title:<9} {text}  ({seconds:.1f} s)")
             if look:
-                self.line(f"{'':<9}   $ {look}")
+                self.line(f"{'':<9}   $ {_typed(look)}")
 
     def line(self, text: str = "") -> None:
         """Print a line for people."""
@@ -112,7 +113,8 @@ class Story:
         target.relay.close()
         line()
         line(f"Everything is in {self.where}. To see it again offline:")
-        line(f"  $ sealwright verify {self.where}/receipt.json --trust {self.where}/hospital.trust")
+        again = f"sealwright verify {self.where}/receipt.json --trust {self.where}/hospital.trust"
+        line(f"  $ {_typed(again)}")
         return {**found, "folder": str(self.stand.folder), "steps": self.teller.steps}
 
     def build(self) -> Target:
@@ -300,6 +302,17 @@ def _prepare(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700, parents=True)
     (folder / MARKER).touch()
+
+
+def _typed(command: str) -> str:
+    """Return a command as it is typed here: by its path where the shell would not find this `sealwright`."""
+    own = Path(sys.executable).with_name("sealwright")
+    found = shutil.which("sealwright")
+    if not own.exists() or (found is not None and Path(found).resolve() == own.resolve()):
+        return command
+    return (
+        command.replace("sealwright ", f"{_shown(own)} ", 1) if command.startswith("sealwright ") else command
+    )
 
 
 def _shown(folder: Path) -> str:
