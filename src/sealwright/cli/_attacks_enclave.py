@@ -42,7 +42,8 @@ def _code(stand: Stand, file: str, old: str, new: str) -> Iterator[dict[str, str
         raise RuntimeError(f"{file} has changed, and this attack with it")
     path.write_text(text.replace(old, new, 1))
     try:
-        yield {"PYTHONPATH": str(copy)}
+        others = os.environ.get("PYTHONPATH")
+        yield {"PYTHONPATH": os.pathsep.join([str(copy), *([others] if others else [])])}
     finally:
         shutil.rmtree(copy)
 
