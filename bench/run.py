@@ -39,8 +39,10 @@ def main() -> int:
     names = sys.argv[1:]
     if names == ["--check"]:
         return 0 if PAGE.read_text() == page(RESULTS) else 1
-    failed = [] if names == ["--render"] else run_all(names)
-    PAGE.write_text(page(RESULTS))
+    if names == ["--render"]:
+        PAGE.write_text(page(RESULTS))
+        return 0
+    failed = run_all(names)
     for name in failed:
         print(f"failed: bench/{name}.py", file=sys.stderr)
     return 1 if failed else 0
@@ -67,6 +69,7 @@ def run_all(names: list[str]) -> list[str]:
         }
         result = {"machine": here, "measured": measured, "load": load, "rows": rows}
         (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+        PAGE.write_text(page(RESULTS))
         print("\n".join(["", f"{name}. {load_line(load)}", "", *markdown(rows)]), flush=True)
     return failed
 

@@ -30,9 +30,10 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
 from sealwright.crypto.hpke import HpkePrivateKey, Kem
+from sealwright.protocol.attestation import GATEWAY_PATH
 from sealwright.transport.asgi import Message, OhttpApp, Receive, Send
 from sealwright.transport.bhttp import BinaryRequest
-from sealwright.transport.client import GATEWAY_PATH, SealedRequest, SealTarget, seal_request
+from sealwright.transport.client import SealedRequest, SealTarget, seal_request
 from sealwright.transport.keys import GatewayKey, KeyConfig
 from sealwright.transport.replay import EncCache
 from sealwright.transport.server import Caller, Gateway, ServingKeyset

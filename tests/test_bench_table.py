@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +75,26 @@ def test_rows_of_another_shape_and_dead_benchmarks_are_refused(
     assert _render.markdown(rows)[2] == "| w | 1.235 | – | 0.5 | ms | <= 1 | yes |"
     assert bench.run("bad") is None
     assert bench.run("dead") is None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "command",
+    [
+        "chat.py --help",
+        "log.py --size 2000",
+        "sealing.py --size 4 --turns 1",
+        "transport.py --rounds 1 --streams 16 --frames 1000",
+    ],
+)
+def test_every_benchmark_still_runs(command: str) -> None:
+    name, *options = command.split()
+    said = bench.output([sys.executable, str(bench.FOLDER / name), *options])
+    assert "--pairs" in said if name == "chat.py" else all(json.loads(line) for line in said.splitlines())
+
+
+def test_a_benchmark_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "TIMEOUT_S", 0.1)
+    with pytest.raises(subprocess.TimeoutExpired):
+        bench.output([sys.executable, "-c", "import time; time.sleep(60)"])
