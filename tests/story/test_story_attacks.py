@@ -24,7 +24,6 @@ from sealwright.cli.demo import everything, planted_secrets
 from sealwright.errors import VerificationError
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-ANSWERS = 1  # of the installation's first chat; the attacks on answers add more
 
 
 @pytest.fixture(scope="module")
