@@ -250,13 +250,6 @@ async def expired_session(kbs: Kbs, enclave: Enclave) -> Any:
     return await kbs.http.post("/kbs/v0/attest", json=enclave.attest_body(nonce))
 
 
-async def no_session(kbs: Kbs, enclave: Enclave) -> Any:
-    nonce = await kbs.auth()
-    kbs.http.cookies.clear()
-    kbs.http.cookies.set("kbs-session-id", "00" * 16)
-    return await kbs.http.post("/kbs/v0/attest", json=enclave.attest_body(nonce))
-
-
 async def ended_keyset(kbs: Kbs, enclave: Enclave) -> Any:
     enclave.world.clock.forward(hours=13)
     return await kbs.attest(enclave)
@@ -288,7 +281,6 @@ ATTACKS: list[tuple[Attack, int, str]] = [
     (revoked_key, 401, "key-revoked"),
     (foreign_kid, 401, "key-unknown"),
     (expired_session, 401, "session-expired"),
-    (no_session, 401, "session-unknown"),
     (ended_keyset, 401, "keyset-ended"),
 ]
 

@@ -159,12 +159,10 @@ def _answer(**changes: Any) -> Answer:
 def test_receipts_verify_and_are_counted_by_lease() -> None:
     keys = EnclaveKeys.generate("default", created=T0)
     journal = Journal(10)
-    issuer = ReceiptIssuer(
-        keys, config_digest=b"c" * 32, platform="software", journal=journal, now=lambda: T0
-    )
+    issuer = ReceiptIssuer(keys, config_digest=b"c" * 32, platform="software", journal=journal)
     leases: list[Any] = [SimpleNamespace(lease_id=bytes([n]) * 16) for n in range(2)]
     for number, lease in enumerate([leases[0], leases[0], leases[1]]):
-        raw = issuer.issue(issuer.new_id(), lease, _answer())
+        raw = issuer.issue(issuer.new_id(), lease, _answer(), started=T0)
         statement = verify_receipt(Receipt.parse(raw), keys.keyset, config_digest=b"c" * 32)
         assert statement.predicate.sequence == number
         assert not statement.predicate.confidential

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 import time
@@ -18,19 +19,24 @@ from sealwright.errors import MessageFormatError, SealwrightError
 RATE_PER_S = 400.0  # requests of one peer address, on average
 BURST = 800.0
 MAX_PEERS = 4096  # addresses remembered
+BODY_S = 30.0  # seconds for a whole body
 
 
-async def read_body(request: Request, limit: int) -> bytes:
-    """Return the body, read no further than `limit` bytes.
+async def read_body(request: Request, limit: int, *, seconds: float = BODY_S) -> bytes:
+    """Return the body, read no further than `limit` bytes and no longer than `seconds`.
 
     Raises:
-        MessageFormatError: `too-large`.
+        MessageFormatError: `too-large`, `body-timeout`.
     """
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise MessageFormatError(f"a body of more than {limit} bytes", code="too-large")
+    try:
+        async with asyncio.timeout(seconds):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limit:
+                    raise MessageFormatError(f"a body of more than {limit} bytes", code="too-large")
+    except TimeoutError:
+        raise MessageFormatError("a body that does not end", code="body-timeout") from None
     return bytes(body)
 
 

@@ -23,12 +23,14 @@ _TITLES = {
     401: "refused",
     403: "refused",
     404: "not found",
+    408: "too slow",
     409: "refused",
     413: "too large",
     429: "too many requests",
     500: "internal error",
     503: "unavailable",
 }
+_FORMAT_STATUS = {"too-large": 413, "body-timeout": 408}
 _ADMIN_STATUS = {"key-unknown": 404, "caller-unknown": 404, "key-exists": 409, "caller-exists": 409}
 
 
@@ -37,7 +39,7 @@ def status_of(error: SealwrightError, *, admin: bool) -> int:
     if isinstance(error, UnavailableError) or error.stage in _OURS:
         return 503
     if isinstance(error, FormatError):
-        return 413 if error.code == "too-large" else 400
+        return _FORMAT_STATUS.get(error.code, 400)
     if not admin:
         return 401  # not genuine and not allowed alike, as KBS is deployed
     if isinstance(error, AppraisalError | CollateralError):
@@ -50,7 +52,9 @@ def problem(status: int, code: str, *, kbs: bool, **more: object) -> Response:
     title = _TITLES[status]
     kind = f"{KBS_ERRORS}{title.title().replace(' ', '')}" if kbs else f"{PROBLEMS}{code}"
     body = {"type": kind, "title": title, "detail": title, "status": status, "code": code} | more
-    return JSONResponse(body, status_code=status, media_type="application/problem+json")
+    # Where the body was not read to its end, the connection is of no more use.
+    headers = {"connection": "close"} if status in _FORMAT_STATUS.values() else None
+    return JSONResponse(body, status_code=status, headers=headers, media_type="application/problem+json")
 
 
 def of_error(error: SealwrightError, *, path: str) -> Response:

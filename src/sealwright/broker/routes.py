@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+import time
 from collections.abc import Awaitable, Callable
 
 from starlette.concurrency import run_in_threadpool
@@ -20,7 +22,13 @@ from sealwright.broker.session import Broker
 from sealwright.broker.sessions import SESSION_LIFE
 from sealwright.crypto.canonical import parse_json
 from sealwright.crypto.encoding import hex_decode
-from sealwright.errors import FormatError, LogFormatError, MessageFormatError, VerificationError
+from sealwright.errors import (
+    FormatError,
+    LogFormatError,
+    MessageFormatError,
+    SealwrightError,
+    VerificationError,
+)
 from sealwright.protocol.kbs import (
     KBS_VERSION,
     KEYSET_FORM,
@@ -37,6 +45,7 @@ from sealwright.protocol.kbs import (
 from sealwright.tlog.tiles import CHECKPOINT, Fetch
 
 MAX_LEASE_REQUEST = 4 * 1024  # bytes
+HEALTH_S = 1.0  # seconds that an answer about the rows holds
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _SESSION = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
@@ -53,10 +62,12 @@ def kbs_routes(broker: Broker, core: Core) -> list[BaseRoute]:
     ]
 
 
-def public_routes(core: Core, journal: Journal, fetch: Fetch) -> list[BaseRoute]:
+def public_routes(
+    core: Core, journal: Journal, fetch: Fetch, *, monotonic: Callable[[], float] = time.monotonic
+) -> list[BaseRoute]:
     """Return the routes that anyone may ask: keys, proofs, the log; and the journal, which checks signatures."""
     return [
-        Route("/healthz", _healthz(core), methods=["GET"]),
+        Route("/healthz", _healthz(Health(core, monotonic)), methods=["GET"]),
         Route("/sealwright/v1/broker-keys", _broker_keys(core), methods=["GET"]),
         Route("/sealwright/v1/journal", _journal(journal), methods=["POST"]),
         Route("/sealwright/v1/proofs/{entry}", _proof(core), methods=["GET"]),
@@ -121,14 +132,37 @@ def _resource(broker: Broker) -> Endpoint:
     return get
 
 
-def _healthz(core: Core) -> Endpoint:
-    async def get(_request: Request) -> Response:
-        def check() -> None:
-            with core.state.lock:
-                core.state.now()
-                core.state.view()
+class Health:
+    """Whether the rows hold. Anyone may ask, and it costs a hash of all of them: once a second at most."""
 
-        await run_in_threadpool(check)
+    def __init__(self, core: Core, monotonic: Callable[[], float]) -> None:
+        self._core, self._monotonic = core, monotonic
+        self._lock = threading.Lock()
+        self._until = float("-inf")
+        self._refused: SealwrightError | None = None
+
+    def check(self) -> None:
+        """Raise what the last check raised, after another one if that was long ago."""
+        with self._lock:
+            if self._monotonic() >= self._until:
+                self._refused = self._found()
+                self._until = self._monotonic() + HEALTH_S
+            if self._refused is not None:
+                raise self._refused
+
+    def _found(self) -> SealwrightError | None:
+        try:
+            with self._core.state.lock:
+                self._core.state.now()
+                self._core.state.view()
+        except SealwrightError as error:
+            return error.with_traceback(None)
+        return None
+
+
+def _healthz(health: Health) -> Endpoint:
+    async def get(_request: Request) -> Response:
+        await run_in_threadpool(health.check)
         return PlainTextResponse("serving")
 
     return get

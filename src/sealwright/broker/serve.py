@@ -15,6 +15,7 @@ from sealwright.errors import SettingsError, UnavailableError
 
 GRACE_S = 5  # for requests under way
 MAX_CONNECTIONS = 512
+KEEP_ALIVE_S = 5  # an idle connection
 
 
 class _Server(uvicorn.Server):
@@ -67,6 +68,7 @@ def serve(app: ASGIApp, sock: socket.socket, log: Callable[..., None]) -> None:
         server_header=False,
         proxy_headers=False,
         limit_concurrency=MAX_CONNECTIONS,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=GRACE_S,
     )
     _Server(config).run(sockets=[sock])

@@ -57,7 +57,7 @@ class Running:
         """Return the ASGI application."""
         routes = [
             *kbs_routes(self.broker, self.core),
-            *public_routes(self.core, self.journal, self.fetch),
+            *public_routes(self.core, self.journal, self.fetch, monotonic=monotonic),
             *admin_routes(self.admin, self.core.secrets),
         ]
         return Guard(

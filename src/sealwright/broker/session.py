@@ -93,11 +93,15 @@ class Broker:
         return self._decided("release", said, lambda known: self._resource(session_id, tenant, kid, known))
 
     def _decided(self, action: str, said: dict[str, object], work: Callable[[dict[str, object]], T]) -> T:
-        """Do `work`, which adds what it learns to its argument; log a refusal before it is raised."""
+        """Do `work`, which adds what it learns to its argument; log a refusal before it is raised.
+
+        Of an unknown session nothing was decided: else anyone could fill the log with made-up cookies.
+        """
         try:
             return work(said)
         except SealwrightError as error:
-            self._core.refuse(error, action=action, **said)
+            if error.code != "session-unknown":
+                self._core.refuse(error, action=action, **said)
             raise
 
     def _auth(self, request: AuthRequest) -> Session:

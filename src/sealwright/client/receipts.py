@@ -101,10 +101,11 @@ def answer_receipt(
 
 
 def check_enclave(statement: ReceiptStatement, enclave: VerifiedEnclave) -> None:
-    """Prove that a receipt names the lease, and the platform and confidentiality that the evidence shows.
+    """Prove that a receipt names the lease, in force when it was issued, and the platform and confidentiality that the evidence shows.
 
     Raises:
-        VerificationError: `receipt-mismatch`.
+        VerificationError: `receipt-mismatch`; `lease-not-yet`. RevokedError: `lease-ended`: the answer
+            began when its lease was not in force.
     """
     said = statement.predicate
     # One keyset serves many tenants: the lease is what says whose answer this was.
@@ -114,6 +115,7 @@ def check_enclave(statement: ReceiptStatement, enclave: VerifiedEnclave) -> None
             code="receipt-mismatch",
             stage="signature",
         )
+    enclave.lease.check_time(said.issued)
     if (said.platform, said.confidential) != (enclave.appraisal.platform, enclave.confidential):
         raise VerificationError(
             "the receipt names another platform than the evidence", code="receipt-mismatch", stage="signature"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from sealwright.crypto.canonical import canonical
@@ -10,7 +11,7 @@ from sealwright.enclave.notes import Note
 from sealwright.enclave.runtime import Enclave
 from sealwright.errors import FormatError, SealwrightError
 from sealwright.protocol.attestation import ATTESTATION_PATH, GATEWAY_PATH, AttestationRequest
-from sealwright.transport.asgi import App, Message, OhttpApp, Receive, Send
+from sealwright.transport.asgi import BODY_S, App, Message, OhttpApp, Receive, Send
 
 MAX_ATTESTATION_REQUEST = 1024  # bytes
 QUOTES_PER_S = 50.0
@@ -19,6 +20,7 @@ _TITLES = {
     400: "Malformed",
     404: "Not found",
     405: "Wrong method",
+    408: "Too slow",
     413: "Too large",
     429: "Too many",
     503: "Stopped",
@@ -91,7 +93,12 @@ class EnclaveApp:
         if not self._quotes.take():
             await _problem(send, 429, "too-many-quotes")
             return
-        raw = await _body(receive, limit=MAX_ATTESTATION_REQUEST)
+        try:
+            async with asyncio.timeout(BODY_S):
+                raw = await _body(receive, limit=MAX_ATTESTATION_REQUEST)
+        except TimeoutError:
+            await _problem(send, 408, "body-timeout")
+            return
         if raw is None:
             await _problem(send, 413, "too-large")
             return
@@ -126,14 +133,15 @@ async def _body(receive: Receive, *, limit: int) -> bytes | None:
 
 async def _problem(send: Send, status: int, code: str) -> None:
     body = {"type": "about:blank", "title": _TITLES[status], "status": status, "code": code}
-    await _answer(send, status, b"application/problem+json", canonical(body))
+    await _answer(send, status, b"application/problem+json", canonical(body), last=status in (408, 413))
 
 
-async def _answer(send: Send, status: int, kind: bytes, body: bytes) -> None:
+async def _answer(send: Send, status: int, kind: bytes, body: bytes, *, last: bool = False) -> None:
     headers = [
         (b"content-type", kind),
         (b"content-length", str(len(body)).encode()),
         (b"cache-control", b"no-store"),
+        *([(b"connection", b"close")] if last else []),
     ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -104,15 +104,13 @@ class ReceiptIssuer:
         config_digest: bytes,
         platform: str,
         journal: Journal,
-        now: Callable[[], datetime],
         random: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
-        """Args: now: enclave time."""
+        """Args: random: bytes of a length."""
         self._keys = keys
         self._config_digest = config_digest
         self._platform = platform
         self._journal = journal
-        self._now = now
         self._random = random
         self._sequence = 0
         self._answers: Counter[bytes] = Counter()
@@ -125,13 +123,17 @@ class ReceiptIssuer:
         """Return how many answers were given under a lease."""
         return self._answers[lease_id]
 
-    def issue(self, receipt_id: bytes, lease: Lease, answer: Answer) -> bytes:
-        """Return the caller's receipt (canonical JSON), signed and in the journal."""
+    def issue(self, receipt_id: bytes, lease: Lease, answer: Answer, *, started: datetime) -> bytes:
+        """Return the caller's receipt (canonical JSON), signed and in the journal.
+
+        Args:
+            started: when `lease` was found in force and the answer begun; it may end after its lease.
+        """
         commitment = Commitment.make(answer.fields(), record_id=receipt_id, random=self._random)
         predicate = Predicate(
             receipt_id=receipt_id,
             sequence=self._sequence,
-            issued=self._now(),
+            issued=started,
             keyset_digest=self._keys.digest,
             config_digest=self._config_digest,
             lease_id=lease.lease_id,

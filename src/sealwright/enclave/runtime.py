@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 
 from sealwright.crypto.canonical import parse_json
 from sealwright.enclave.auth import authenticate
@@ -58,7 +60,6 @@ class Enclave:
             config_digest=identity.config_digest,
             platform=identity.platform,
             journal=self.journal,
-            now=clock.now,
         )
         self._keyset_digest = identity.keys.digest
         self._brokers = list(brokers)
@@ -71,6 +72,7 @@ class Enclave:
         self._proving = 0
         self._told: set[str] = set()
         self._renewal: asyncio.Task[None] | None = None
+        self._handing = threading.Lock()
 
     # What serves asks
 
@@ -85,8 +87,8 @@ class Enclave:
             raise RevokedError("this enclave has stopped", code=self.stopped, stage="lease")
         return self._issuer
 
-    def grant(self, tenant: str) -> Grant:
-        """Return the tenant's lease, in force now.
+    def grant(self, tenant: str, at: datetime) -> Grant:
+        """Return the tenant's lease, in force at `at` (enclave time, now).
 
         Raises:
             RevokedError: with the code that stopped the tenant.
@@ -94,7 +96,7 @@ class Enclave:
         lease = self._leases.get(tenant)
         if lease is None:
             raise RevokedError("this enclave has no lease for the tenant", code="no-lease", stage="lease")
-        return lease.check(self.clock.now())
+        return lease.check(at)
 
     def authenticate(self, headers: Fields) -> Caller:
         """Return the caller of a sealed request. Raises VerificationError."""
@@ -123,7 +125,7 @@ class Enclave:
         Raises:
             RevokedError: the tenant has no lease here.
         """
-        grant = self.grant(tenant)
+        grant = self.grant(tenant, self.clock.now())
         if self._identity is None:
             raise RevokedError("this enclave has stopped", code=self.stopped, stage="lease")
         identity = self._identity
@@ -286,6 +288,11 @@ class Enclave:
             await asyncio.sleep(max(TICK_S, JOURNAL_PAUSES_S[min(failures, len(JOURNAL_PAUSES_S) - 1)]))
 
     def _journal_once(self) -> bool:
+        # A stop leaves a thread in here while `flush` begins: both would forget the same receipts.
+        with self._handing:
+            return self._hand_over_batch()
+
+    def _hand_over_batch(self) -> bool:
         batch = self.journal.batch()
         if not batch or self._last_grant is None:
             return True

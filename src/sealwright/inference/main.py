@@ -35,6 +35,8 @@ from sealwright.inference.zygote import Zygote
 from sealwright.protocol.enclave_config import MAX_CONFIG, EnclaveConfig
 
 BACKLOG = 1024  # connections
+MAX_CONNECTIONS = 1024  # open at once; beyond them requests are answered 503
+KEEP_ALIVE_S = 5  # an idle connection
 GRACE_S = 10  # seconds for requests that are under way when the process is told to end
 
 _forked: list[Zygote] = []  # what `prefork` leaves for `main`: the platform calls them one after the other
@@ -185,6 +187,8 @@ class _Server(uvicorn.Server):
                 server_header=False,
                 date_header=False,
                 backlog=BACKLOG,
+                limit_concurrency=MAX_CONNECTIONS,
+                timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=GRACE_S,
             )
         )

@@ -11,6 +11,8 @@ import contextlib
 import hashlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple
 
 from sealwright.crypto.encoding import b64url, hex_decode
 from sealwright.enclave.broker_client import Grant
@@ -50,6 +52,13 @@ class ServedModel:
     engine: Engine
 
 
+class _Start(NamedTuple):
+    """When an answer begins, and the lease found in force at that moment: its receipt names both."""
+
+    grant: Grant
+    at: datetime
+
+
 class ChatService:
     """Answers `/v1/models`, `/v1/chat/completions` and proofs."""
 
@@ -71,23 +80,24 @@ class ChatService:
         """Serve one opened request."""
         sealed: SealedScope = scope["sealwright"]
         try:
-            grant = self._enclave.grant(sealed.caller.tenant)
+            started = self._enclave.clock.now()
+            grant = self._enclave.grant(sealed.caller.tenant, started)
         except SealwrightError as exc:
             await _whole(send, *_as_api(exc), [])
             return
         lease = [(b"sealwright-lease", b64url(grant.lease_envelope).encode())]
         try:
-            await self._route(scope, receive, _WithHeaders(send, lease), sealed, grant)
+            await self._route(scope, receive, _WithHeaders(send, lease), sealed, _Start(grant, started))
         except SealwrightError as exc:
             self._note("answer-refused", code=exc.code)
             await _whole(send, *_as_api(exc), lease)
 
     async def _route(
-        self, scope: Message, receive: Receive, send: Send, sealed: SealedScope, grant: Grant
+        self, scope: Message, receive: Receive, send: Send, sealed: SealedScope, start: _Start
     ) -> None:
         path, method = scope["path"], scope["method"]
         if path == "/v1/chat/completions" and method == "POST":
-            await self._chat(receive, send, sealed, grant)
+            await self._chat(receive, send, sealed, start)
         elif path == "/v1/models" and method == "GET":
             names = sorted(name for tenant, name in self._models if tenant == sealed.caller.tenant)
             created = int(self._enclave.clock.now().timestamp())
@@ -107,7 +117,7 @@ class ChatService:
             raise ApiError(404, "the log has no such entry yet", code="proof-not-found")
         await _whole(send, 200, proof, [], kind=b"text/plain; charset=utf-8")
 
-    async def _chat(self, receive: Receive, send: Send, sealed: SealedScope, grant: Grant) -> None:
+    async def _chat(self, receive: Receive, send: Send, sealed: SealedScope, start: _Start) -> None:
         body = (await receive()).get("body", b"")
         asked, decision = self._guard(parse_chat(body, limit=self._enclave.config.limits.request_bytes))
         model = self._models.get((sealed.caller.tenant, asked.model))
@@ -116,7 +126,7 @@ class ChatService:
                 404, "there is no such model for this caller", code="model-not-found", param="model"
             )
         with self._enclave.answering():
-            exchange = _Exchange(self._enclave, model, asked, decision, sealed, grant, body)
+            exchange = _Exchange(self._enclave, model, asked, decision, sealed, start, body)
             await _until_gone(exchange.answer(send), receive)
 
 
@@ -130,7 +140,7 @@ class _Exchange:
         asked: ChatRequest,
         decision: str,
         sealed: SealedScope,
-        grant: Grant,
+        start: _Start,
         body: bytes,
     ) -> None:
         self._enclave = enclave
@@ -138,7 +148,7 @@ class _Exchange:
         self._asked = asked
         self._decision = decision
         self._sealed = sealed
-        self._grant = grant
+        self._begun = start
         self._request = hashlib.sha256(body).digest()
         self._response = hashlib.sha256()
         self._issuer = enclave.issuer
@@ -234,7 +244,8 @@ class _Exchange:
             tokens_out=self._completion.tokens_out,
             transport=self._sealed.transport,
         )
-        return self._issuer.issue(self._receipt_id, self._grant.lease, answer)
+        begun = self._begun
+        return self._issuer.issue(self._receipt_id, begun.grant.lease, answer, started=begun.at)
 
 
 class _WithHeaders:

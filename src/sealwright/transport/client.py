@@ -19,7 +19,7 @@ from sealwright.transport.replay import not_started_message
 
 KEYSET_FIELD = b"sealwright-keyset"
 NOT_STARTED_TYPE = b"application/vnd.sealwright.not-started"
-_MAX_OUTER_BODY = 64 * 1024  # bytes kept of an answer that is not sealed
+_MAX_OUTER_BODY = 64 * 1024  # bytes read of an answer that is not sealed
 
 
 class NotStarted(UnavailableError):
@@ -104,9 +104,12 @@ class ResponseReader:
 
         Raises:
             VerificationError, MessageFormatError: the stream was altered, or answers another request.
+            OutcomeUnknown: an answer that is not sealed, and over 64 KiB.
         """
         if self._outer is not None:
-            self._outer += data[: _MAX_OUTER_BODY - len(self._outer)]
+            self._outer += data
+            if len(self._outer) > _MAX_OUTER_BODY:
+                raise _unknown(f"answered {self._status} outside the seal, without end", "outer-status")
             return []
         return self._content(self._opener.feed(data))
 

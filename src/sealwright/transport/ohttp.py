@@ -216,6 +216,7 @@ class RequestOpener(_Opener):
         self.enc = prefix[HEADER.size : end]
         aead = Aead(HEADER.unpack(header)[3])
         self._context = setup_recipient(key.private, self.enc, _REQUEST_INFO + header, aead=aead)
+        self._keys = {}  # the others may be dropped while this request arrives
         return prefix[end:]
 
     def _open(self, sealed: bytes, aad: bytes) -> bytes:

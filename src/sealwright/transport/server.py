@@ -170,11 +170,11 @@ class RequestSession:
 
     def replaced(self, keys: Mapping[int, GatewayKey], keysets: Mapping[int, ServingKeyset]) -> None:
         """Go on under the keysets that are served now, if this request's is one of them."""
-        begun = None if self._opener is None else self._opener.key
-        if begun is not None and keys.get(begun.config.key_id) is begun:
+        opener = self._opener
+        if opener is None or not opener.enc or opener.key not in keys.values():
+            self._opener, self._keysets = None, {}
+        else:
             self._keysets = keysets
-        elif self._opener is not None:
-            self._opener = RequestOpener(keys) if begun is None and keys else None
 
     def finish(self) -> Exchange:
         """Return the exchange: the request is whole. It is not parsed, authenticated or fresh yet.
@@ -265,4 +265,6 @@ def problem(error: SealwrightError, *, now: datetime | None = None) -> Problem:
     )
     if error.code == "date" and now is not None:
         headers += ((b"date", http_date(now)),)
+    if error.code == "body-timeout":
+        headers += ((b"connection", b"close"),)  # the rest of the body is not read
     return Problem(status=status, headers=headers, body=body)
