@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,6 +16,7 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).parent
+CHECKOUT = HERE.parent.parent
 PROBE = (HERE / "probe.py").read_text()
 NOBODY = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
 
@@ -53,16 +57,32 @@ def ordinary_user() -> list[str]:
     return NOBODY if os.geteuid() == 0 else []
 
 
+@functools.cache
+def open_to_others(folder: str) -> str:
+    """Return `folder`, or a copy if an ordinary user cannot enter it: a checkout may lie in a closed home."""
+    if subprocess.run([*ordinary_user(), "test", "-x", folder], check=False).returncode == 0:
+        return folder
+    top = Path(tempfile.mkdtemp(prefix="sealwright-test-"))
+    atexit.register(shutil.rmtree, top, ignore_errors=True)
+    top.chmod(0o755)
+    copy = Path(top, *Path(folder).parts[-3:])  # lib/python3.X/site-packages: beside its libraries
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    for library in Path(folder).parents[1].glob("*.so.*"):
+        shutil.copy(library, copy.parents[1])
+    return str(copy)
+
+
 def run_as_ordinary_user(script: str, *arguments: str) -> Any:
     """Run a script of this folder as an ordinary user, in a folder of its own; returns the JSON it prints last."""
     interpreter = ordinary_interpreter()
-    paths = [str(HERE), *(path for path in sys.path if path and not path.startswith(sys.base_prefix))]
+    own = (path for path in sys.path if path and not path.startswith(sys.base_prefix))
+    paths = [open_to_others(path) for path in (str(HERE), *own) if Path(path) != CHECKOUT]
     code = "import sys, runpy; n = int(sys.argv[1]); sys.path[:0] = sys.argv[2:2 + n]; "
     code += "sys.argv[:] = sys.argv[2 + n:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     with tempfile.TemporaryDirectory(prefix="sealwright-test-") as folder:
         Path(folder).chmod(0o777)  # not below pytest's own folder, which pytest closes to others
         command = [*ordinary_user(), interpreter, "-I", "-B", "-c", code, str(len(paths)), *paths]
-        command += [str(HERE / script), folder, *arguments]
+        command += [f"{paths[0]}/{script}", folder, *arguments]
         done = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False, timeout=110)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
