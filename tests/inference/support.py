@@ -43,7 +43,7 @@ def fake_engine(  # noqa: C901
         with sending:
             channel.sendall(frames.encode(kind, request, body))
 
-    def chat(request: int, body: bytes) -> None:
+    def chat(request: int, body: bytes) -> None:  # noqa: C901
         words = json.loads(body)["messages"][-1]["content"].split(" ")
         count = 0
         for word in words:
@@ -59,6 +59,9 @@ def fake_engine(  # noqa: C901
                 return
             if word == "FDS":
                 word = str(sorted(int(fd) for fd in os.listdir("/proc/self/fd")))
+            if word == "FLOOD":
+                while True:
+                    send(Kind.EVENT, request, bytes(1 << 19))
             if word == "FOREVER":
                 while request not in cancelled:
                     send(Kind.EVENT, request, chunk("again "))

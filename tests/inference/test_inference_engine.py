@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from tests.inference.support import PARAMETERS, ask, close_others, fake_engine, model_fd
@@ -134,3 +135,26 @@ async def test_an_engine_that_floods_is_ended(zygote: Zygote, monkeypatch: pytes
     with pytest.raises(EngineError):
         await _text(engine, "a long enough answer")
     await engine.close()
+
+
+async def test_an_engine_that_floods_the_enclave_is_ended(zygote: Zygote) -> None:
+    notes: list[str] = []
+    engine = await _started(zygote, notes)
+    stream = engine.chat(ask("FLOOD"))
+    await anext(stream)
+    for _ in range(1000):  # nobody reads: what waits must not fill the memory
+        if "engine-started" in notes:
+            break
+        await asyncio.sleep(0.02)
+    assert notes == ["engine-ended", "engine-started"]
+    taken = [len(event) async for event in _until_failed(stream)]
+    assert 0 < sum(taken) <= frames.MAX_EVENT + engine_module.TOKEN_BYTES * PARAMETERS.context_tokens
+    assert await _text(engine, "back") == "back "
+    await engine.close()
+
+
+async def _until_failed(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    with contextlib.suppress(EngineError):
+        async for event in stream:
+            yield event
+        raise AssertionError("it ended as if it were whole")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 import struct
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ import pytest
 from sealwright.attester.quoter import observe, seal, seccomp, state, swap, users
 from sealwright.attester.quoter.image import ImageFile
 from sealwright.attester.quoter.observe import Seen, claims_of
-from sealwright.attester.quoter.peers import allowed_peers
+from sealwright.attester.quoter.peers import allowed_peers, connection
 from sealwright.errors import UnavailableError
 
 HEADER = "Filename\tType\tSize\tUsed\tPriority\n"
@@ -135,13 +136,17 @@ def test_a_traced_quoter_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.code == "quoter-traced"
 
 
+def _filter(which: str) -> bytes:
+    return seccomp.engine(7) if which == "engine" else bytes(getattr(seccomp, which)())
+
+
 @pytest.mark.parametrize("machine_name", ["x86_64", "aarch64"])
-@pytest.mark.parametrize("which", ["start", "workload", "enclave", "engine"])
+@pytest.mark.parametrize("which", ["start", "workload", "enclave", "zygote", "engine"])
 def test_every_filter_is_a_program_the_kernel_takes(
     which: str, machine_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(seccomp, "machine", lambda: machine_name)
-    program = getattr(seccomp, which)()
+    program = _filter(which)
     lines = [struct.unpack_from("<HBBI", program, at) for at in range(0, len(program), 8)]
     assert 4 < len(lines) <= 4096
     assert lines[-1] == (0x06, 0, 0, 0x7FFF0000)
@@ -191,9 +196,29 @@ ALLOW, EPERM, ENOSYS, KILL = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000
         ("enclave", (42,), EPERM),  # connect
         ("enclave", (53, 1), ALLOW),  # socketpair
         ("enclave", (288,), ALLOW),  # accept4
-        ("engine", (41, 1, 0x80001), ALLOW),  # socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
-        ("engine", (41, 1, 0x80002), EPERM),  # SOCK_DGRAM can send to anyone
-        ("engine", (42,), EPERM),
+        ("zygote", (41, 1, 0x80001), ALLOW),  # socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
+        ("zygote", (41, 1, 0x80002), EPERM),  # SOCK_DGRAM can send to anyone
+        ("zygote", (42,), EPERM),
+        ("zygote", (157, 1, 0), EPERM),  # prctl(PR_SET_PDEATHSIG, none)
+        ("zygote", (157, 1, 9), ALLOW),
+        ("zygote", (56, 0x11), ALLOW),  # it forks engines
+        ("engine", (56, 0x11), EPERM),
+        ("engine", (56, 0x3D0F00), ALLOW),  # clone, as pthread_create does
+        ("engine", (57,), EPERM),  # fork
+        ("engine", (62, 7), EPERM),  # kill
+        ("engine", (234, 7), ALLOW),  # tgkill of itself: abort
+        ("engine", (234, 8), EPERM),
+        ("engine", (424,), EPERM),  # pidfd_send_signal
+        ("start", (53, 1, 0x80001), ALLOW),  # socketpair(SOCK_STREAM | SOCK_CLOEXEC)
+        ("start", (53, 1, 5), ALLOW),
+        ("start", (53, 1, 2), EPERM),
+        ("start", (53, 1, 3), EPERM),  # SOCK_RAW of AF_UNIX is a datagram socket
+        ("start", (16, 0, 0x5412), EPERM),  # TIOCSTI
+        ("start", (16, 0, 0x5401), ALLOW),
+        ("start", (72, 0, 8), EPERM),  # F_SETOWN
+        ("start", (72, 0, 1033), ALLOW),  # F_ADD_SEALS
+        ("start", (302, 0), ALLOW),  # prlimit64 of itself
+        ("start", (302, 7), EPERM),
         ("start", (0x40000000 | 101,), KILL),  # x32
     ],
 )
@@ -201,7 +226,7 @@ def test_verdicts_on_x86_64(
     which: str, call: tuple[int, ...], verdict: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(seccomp, "machine", lambda: "x86_64")
-    assert run_filter(getattr(seccomp, which)(), *call) == verdict
+    assert run_filter(_filter(which), *call) == verdict
 
 
 def test_calls_of_another_architecture_end_the_process() -> None:
@@ -248,12 +273,22 @@ def test_a_strict_umask_of_the_caller_closes_nothing_to_the_workload(tmp_path: P
     made.close()
 
 
+def _ids_of(pid: int, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "getpid", lambda: pid)
+        patched.setattr(users, "_in_use", lambda: iter(()))
+        patched.setattr(users, "_has_account", lambda _: False)
+        return users.own_ids()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives ids away")
 def test_ids_have_no_account_and_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     workload, quoter = users.own_ids()
     assert len({0, workload, quoter}) == 3
     monkeypatch.setattr(users, "_mapped", lambda _: False)
-    near = users.own_ids()
+    pairs = [_ids_of(pid, monkeypatch) for pid in range(1, 4001)]
+    assert not {workload for workload, _ in pairs} & {quoter for _, quoter in pairs}
+    near = pairs[0]
     assert len({0, *near}) == 3
     assert max(near) < 65_000
     assert not any(users._has_account(uid) for uid in (*near, workload, quoter))
@@ -272,6 +307,31 @@ def test_peers_come_from_the_enclave_config() -> None:
 )
 def test_a_config_without_peers_allows_none(config: bytes) -> None:
     assert allowed_peers(config) == frozenset()
+
+
+REBOUND = ["127.0.0.1", "169.254.169.254", "0.0.0.0", "224.0.0.1", "::1", "fe80::1", "::ffff:127.0.0.1"]
+
+
+@pytest.mark.parametrize("address", REBOUND)
+def test_a_name_does_not_lead_to_this_machine_or_its_metadata(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        found = [(family, socket.SOCK_STREAM, 6, "", (address, port))]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        with pytest.raises(UnavailableError) as caught:
+            connection("broker.example", port, frozenset({("broker.example", port)}))
+        assert caught.value.code == "peer-unreachable"
+        assert "no address that it may have" in str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_config_may_name_this_machine(host: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        connection(host, port, frozenset({(host, port)})).close()
 
 
 def test_the_quoting_root_is_made_once_and_private(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import socket
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from typing import Self
 
@@ -20,6 +21,7 @@ from sealwright.inference.frames import Frame, Kind
 from sealwright.inference.parameters import EngineParameters
 from sealwright.inference.zygote import Zygote
 
+TOKEN_BYTES = 2048  # of a token's event, on average; it takes some 300
 LOAD_TIMEOUT_S = 600.0
 RESTART_PAUSES_S = (0.0, 1.0, 5.0, 30.0)  # the last one from then on; a start that lasted begins anew
 LASTED_S = 60.0
@@ -36,13 +38,19 @@ class EngineProcess:
     """One running engine and its channel."""
 
     def __init__(
-        self, pid: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, slots: int
+        self,
+        pid: int,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        parameters: EngineParameters,
     ) -> None:
         self.pid = pid
         self._reader = reader
         self._writer = writer
-        self._slots = asyncio.Semaphore(slots)
+        self._slots = asyncio.Semaphore(parameters.slots)
         self._streams: dict[int, asyncio.Queue[Frame]] = {}
+        self._most = frames.MAX_EVENT + TOKEN_BYTES * parameters.context_tokens
+        self._said: Counter[int] = Counter()  # bytes of each request's events
         self._next = 0
         self.ended = asyncio.Event()
 
@@ -59,7 +67,7 @@ class EngineProcess:
             async with asyncio.timeout(LOAD_TIMEOUT_S):
                 first = await frames.read(reader, limit=frames.MAX_EVENT)
             if first is not None and first.kind is Kind.READY:
-                return cls(pid, reader, writer, parameters.slots)
+                return cls(pid, reader, writer, parameters)
         except (TimeoutError, MessageFormatError):
             pass
         except BaseException:
@@ -75,8 +83,10 @@ class EngineProcess:
         """Hand the engine's frames to their streams until it ends."""
         try:
             while (frame := await frames.read(self._reader, limit=frames.MAX_EVENT)) is not None:
-                if queue := self._streams.get(frame.request):
-                    queue.put_nowait(frame)
+                if (queue := self._streams.get(frame.request)) is None:
+                    continue
+                self._count(frame)
+                queue.put_nowait(frame)
         except MessageFormatError:
             pass  # an engine that does not speak our frames is as good as gone
         finally:
@@ -85,6 +95,12 @@ class EngineProcess:
             gone = Frame(Kind.FAILED, 0, b'{"code":"engine-failed"}')
             for queue in self._streams.values():
                 queue.put_nowait(gone)
+
+    def _count(self, frame: Frame) -> None:
+        """Bound what one request may cost the enclave: an engine may be its model's, and never end."""
+        self._said[frame.request] += frames.HEADER.size + len(frame.body)
+        if self._said[frame.request] > self._most:
+            raise MessageFormatError("an engine's answer is over its limit", code="engine-frame")
 
     async def chat(self, body: bytes) -> AsyncGenerator[bytes, None]:
         """Yield the engine's events for one request; closing the generator cancels it.
@@ -112,7 +128,7 @@ class EngineProcess:
             finally:
                 if not ended and not self.ended.is_set():
                     await self._cancel(request, queue)
-                del self._streams[request]
+                del self._streams[request], self._said[request]
 
     async def closed(self) -> None:
         """Close the channel, after the process has ended."""

@@ -35,6 +35,7 @@ from sealwright.errors import SealwrightError, UnavailableError
 from sealwright.evidence.software import QuoteBody
 
 _MAX_FDS = 64
+_MAX_CONFIG = 1 << 20  # bytes
 _LAST_WORDS_S = 2  # a workload without a quoter has this long to end by itself
 _HANDSHAKE_S = 60  # a workload imports its modules in this time
 
@@ -45,6 +46,7 @@ class Job:
 
     request: dict[str, Any]
     fds: list[int]  # config, payload, listener if any, extra ones
+    uids: tuple[int, int]  # of workload and quoting process
     config: bytes
     measurement: Measurement
     sealed: SealedRoot
@@ -77,13 +79,17 @@ def _prepare(control: socket.socket) -> Job:
     for fd in fds:
         os.set_inheritable(fd, False)
     request = layout.unpacked(message)
-    config = os.pread(fds[0], os.fstat(fds[0]).st_size, 0)
+    config = os.pread(fds[0], _MAX_CONFIG, 0)
+    os.close(fds[0])
+    fds[0] = kernel.memfd(config)  # ours, at its own offset: the caller cannot change what was measured
     image = build_image(request["entry"], request["distributions"])
-    uid = own_ids()[0]
+    uids = own_ids()
+    uid = uids[0]
     state = Path(request["state"])
     quoting_root(state, datetime.now(UTC))  # fail now if it cannot be used; the key is not kept
     sealed = seal(image, uid=uid, gid=uid, state=state)
-    return Job(request=request, fds=fds, config=config, measurement=measured(image, config), sealed=sealed)
+    measurement = measured(image, config)
+    return Job(request=request, fds=fds, uids=uids, config=config, measurement=measurement, sealed=sealed)
 
 
 def _start(job: Job, control: socket.socket) -> None:
@@ -93,7 +99,7 @@ def _start(job: Job, control: socket.socket) -> None:
     connections, connections_theirs = socket.socketpair(*pair)
     authority, authority_theirs = socket.socketpair(*pair)
     guard = swap.guard()
-    uid, quoter_uid = own_ids()
+    uid, quoter_uid = job.uids
     job.quoter = os.fork()
     if job.quoter == 0:
         for ours in (control, authority, quotes_theirs, connections_theirs):
@@ -244,6 +250,7 @@ def _watch(job: Job, control: socket.socket, authority: socket.socket) -> None:
 
 def _end(job: Job) -> None:
     """End both processes and let go of the sealed place."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the pid may soon be another process's
     if job.workload:
         status = _reap(job.workload)
         job.exit_code = os.waitstatus_to_exitcode(status)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import socket
 from urllib.parse import urlsplit
 
@@ -45,7 +47,7 @@ def serve_connections(channel: socket.socket, allowed: frozenset[tuple[str, int]
             asked = layout.unpacked(request)
             with connection(str(asked["host"]), int(asked["port"]), allowed) as peer:
                 socket.send_fds(channel, [layout.OK], [peer.fileno()])
-        except (AppraisalError, UnavailableError, KeyError, ValueError) as exc:
+        except (AppraisalError, UnavailableError, LookupError, TypeError, ValueError) as exc:
             channel.send(layout.failure(exc))
 
 
@@ -54,7 +56,7 @@ def connection(host: str, port: int, allowed: frozenset[tuple[str, int]]) -> soc
 
     Raises:
         AppraisalError: `peer-not-allowed`.
-        UnavailableError: `peer-unreachable`.
+        UnavailableError: `peer-unreachable`, also where its name resolves to what no name may stand for.
     """
     if (host.lower(), port) not in allowed:
         raise AppraisalError(
@@ -62,7 +64,7 @@ def connection(host: str, port: int, allowed: frozenset[tuple[str, int]]) -> soc
             stage="egress",
         )
     try:
-        peer = socket.create_connection((host, port), timeout=_TIMEOUT_S)
+        peer = _connected(host, port)
     except OSError as exc:
         raise UnavailableError(
             f"{host}:{port} cannot be reached ({exc.strerror or type(exc).__name__})",
@@ -71,3 +73,36 @@ def connection(host: str, port: int, allowed: frozenset[tuple[str, int]]) -> soc
         ) from exc
     peer.settimeout(None)
     return peer
+
+
+def _connected(host: str, port: int) -> socket.socket:
+    failure = OSError("its name resolves to no address that it may have")
+    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        if not _may_stand_for(host, str(address[0])):
+            continue
+        peer = socket.socket(family, kind, protocol)
+        try:
+            peer.settimeout(_TIMEOUT_S)
+            peer.connect(address)
+        except OSError as exc:
+            peer.close()
+            failure = exc
+        else:
+            return peer
+    raise failure
+
+
+def _may_stand_for(host: str, address: str) -> bool:
+    """Return whether a connection to `host` may go to `address`.
+
+    Whoever answers for the name could else point it at this machine, or at the metadata service of its
+    cloud. A config that means these has to say so: then its digest says so too.
+    """
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    if host == "localhost":
+        return ip.is_loopback
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(host.strip("[]"))
+        return True
+    return not (ip.is_loopback or ip.is_link_local or ip.is_unspecified or ip.is_multicast)

@@ -24,7 +24,7 @@ def own_ids() -> tuple[int, int]:
         return _FAR + pid, _FAR + _PIDS + pid
     taken = set(_in_use())
     free = [uid for uid in range(_NEAR, 65_000) if uid not in taken and not _has_account(uid)]
-    start = 2 * pid % (len(free) - 1)
+    start = pid % (len(free) // 2) * 2  # pairs that do not overlap: a quoter's id is no workload's
     return free[start], free[start + 1]
 
 
