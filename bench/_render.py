@@ -29,9 +29,8 @@ def page(results: Path) -> str:
 def _section(name: str, result: dict[str, Any]) -> Iterator[str]:
     yield f"## {name}\n"
     yield f"{result['measured']}, {machine_line(result['machine'])}.\n"
-    if (load := result.get("load")) is not None:
-        yield f"{load_line(load)}\n"
-    yield from markdown(result["rows"])
+    yield f"{load_line(result['load'])}\n"
+    yield from markdown(result["rows"], noisy=result["load"]["noisy"])
 
 
 def machine_line(machine: dict[str, str]) -> str:
@@ -41,15 +40,18 @@ def machine_line(machine: dict[str, str]) -> str:
 
 def load_line(load: dict[str, Any]) -> str:
     """Say how quiet the machine was."""
-    said = f"Load average {load['before']} before and {load['after']} after; other processes used "
-    said += f"{load['others']:.0%} of the cores before it started."
+    said = f"Other processes used {load['others_before']:.0%} of the cores before it started and "
+    said += f"{load['others_during']:.0%} while it ran; load average {load['before']} before, {load['after']} after."
     return f"**Noisy: do not rely on these figures.** {said}" if load["noisy"] else said
 
 
-def markdown(rows: list[dict[str, Any]]) -> list[str]:
-    """Return `rows` as the lines of a Markdown table."""
+def markdown(rows: list[dict[str, Any]], *, noisy: bool = False) -> list[str]:
+    """Return `rows` as the lines of a Markdown table; a noisy run reaches nothing."""
     head = ["| " + " | ".join((*COLUMNS, "reached")) + " |", "|" + "---|" * (len(COLUMNS) + 1)]
-    return [*head, *("| " + " | ".join([*_cells(row), reached(row)]) + " |" for row in rows)]
+    return [
+        *head,
+        *("| " + " | ".join([*_cells(row), "noisy" if noisy else reached(row)]) + " |" for row in rows),
+    ]
 
 
 def reached(row: dict[str, Any]) -> str:

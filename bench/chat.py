@@ -35,6 +35,7 @@ from sealwright.inference.parameters import EngineParameters
 
 STREAMS = 8
 FEWEST = 3  # pairs, however long they take
+ENOUGH = 20  # pairs to hold against a limit
 CONTEXT_TOKENS = 512
 TIMEOUT_S = 120.0
 TOPICS = ("rivers", "bread", "the moon", "bicycles", "forests", "music", "trade", "bridges")
@@ -200,8 +201,12 @@ def rows_of(name: str, pairs: Sequence[Pair], limits: dict[str, str]) -> Iterato
         ("p50 between tokens", gap(0.50), ratio, "ms"),
         ("p99 between tokens", gap(0.99), ratio, "ms"),
     ):
+        limit = limits.get(what, "shown, no target")
         yield row(
-            f"{work}: {what}", compared(pairs, figure, relate), unit, limits.get(what, "shown, no target")
+            f"{work}: {what}",
+            compared(pairs, figure, relate),
+            unit,
+            limit if len(pairs) >= ENOUGH else "too few pairs",
         )
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 import time
@@ -31,7 +32,7 @@ RESULTS = FOLDER / "results"
 PAGE = FOLDER.parent / "docs" / "reference" / "performance.md"
 TIMEOUT_S = 1800
 SAMPLE_S = 5.0  # how long others' use of the cores is looked at before a benchmark starts
-NOISY = 0.05  # share of the cores
+NOISY = 0.10  # share of the cores
 
 
 def main() -> int:
@@ -56,21 +57,19 @@ def run_all(names: list[str]) -> list[str]:
     print(f"Machine: {machine_line(here)}", flush=True)
     for name in names or [name for name in everything if name != "run"]:
         measured = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        before, others = os.getloadavg()[0], busy(SAMPLE_S)
+        noise = Noise()
         rows = run(name)
+        load = noise.ended()
         if rows is None:
             failed.append(name)
             continue
-        load = {
-            "before": round(before, 2),
-            "after": round(os.getloadavg()[0], 2),
-            "others": round(others, 3),
-            "noisy": others > NOISY,
-        }
         result = {"machine": here, "measured": measured, "load": load, "rows": rows}
         (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
         PAGE.write_text(page(RESULTS))
-        print("\n".join(["", f"{name}. {load_line(load)}", "", *markdown(rows)]), flush=True)
+        print(
+            "\n".join(["", f"{name}. {load_line(load)}", "", *markdown(rows, noisy=bool(load["noisy"]))]),
+            flush=True,
+        )
     return failed
 
 
@@ -103,19 +102,43 @@ def output(command: list[str]) -> str:
     return text
 
 
-def busy(seconds: float) -> float:
-    """Return the share of all cores that other processes, or the hypervisor, take for `seconds`."""
-    start = _ticks()
-    time.sleep(seconds)
-    idle, total = (b - a for a, b in zip(start, _ticks(), strict=True))
-    return 1 - idle / total if total else 0.0
+class Noise:
+    """Looks at what others do to the machine: for some seconds before a benchmark, and while it runs."""
+
+    def __init__(self) -> None:
+        self._load = os.getloadavg()[0]
+        start = time.monotonic(), *_cpu_s()
+        time.sleep(SAMPLE_S)
+        self._before = _others(start)
+        self._start = time.monotonic(), *_cpu_s()
+
+    def ended(self) -> dict[str, float | bool]:
+        """Return the figures, and whether they are too high to trust the benchmark."""
+        during = _others(self._start)
+        return {
+            "before": round(self._load, 2),
+            "after": round(os.getloadavg()[0], 2),
+            "others_before": round(self._before, 3),
+            "others_during": round(during, 3),
+            "noisy": max(self._before, during) > NOISY,
+        }
 
 
-def _ticks() -> tuple[int, int]:
-    """Return (idle, all) ticks of all cores since the start."""
+def _others(start: tuple[float, float, float]) -> float:
+    """Return the share of all cores that went to other processes, or to the hypervisor, since `start`."""
+    elapsed, everyone, ours = (
+        now - then for now, then in zip((time.monotonic(), *_cpu_s()), start, strict=True)
+    )
+    return max(0.0, (everyone - ours) / (elapsed * (os.cpu_count() or 1)))
+
+
+def _cpu_s() -> tuple[float, float]:
+    """Return the CPU seconds of all processes (with what the hypervisor took), and of those that we started."""
     with open("/proc/stat") as file:
-        fields = [int(field) for field in file.readline().split()[1:9]]
-    return fields[3] + fields[4], sum(fields)
+        user, nice, system, _idle, _iowait, *rest = map(int, file.readline().split()[1:9])
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    busy = (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
+    return busy, spent.ru_utime + spent.ru_stime
 
 
 def machine() -> dict[str, str]:

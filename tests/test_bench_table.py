@@ -44,9 +44,24 @@ def test_the_interval_is_shown_beside_the_ratio() -> None:
 
 
 def test_noise_is_said() -> None:
-    load = {"before": 3.0, "after": 4.0, "others": 0.5, "noisy": True}
+    load = {"before": 3.0, "after": 4.0, "others_before": 0.5, "others_during": 0.0, "noisy": True}
     assert _render.load_line(load).startswith("**Noisy")
     assert not _render.load_line({**load, "noisy": False}).startswith("**Noisy")
+    assert _render.markdown([row("<= 1.4")], noisy=True)[2].endswith("| noisy |")
+
+
+def test_our_own_work_is_no_noise_and_that_of_others_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = {"elapsed": 0.0, "everyone": 0.0, "ours": 0.0}
+    monkeypatch.setattr(bench.time, "sleep", lambda _seconds: clock.update(elapsed=clock["elapsed"] + 5))
+    monkeypatch.setattr(bench.time, "monotonic", lambda: clock["elapsed"])
+    monkeypatch.setattr(bench.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(bench, "_cpu_s", lambda: (clock["everyone"], clock["ours"]))
+    noise = bench.Noise()
+    clock.update(elapsed=15.0, everyone=21.0, ours=20.0)
+    assert noise.ended()["others_during"] == 0.05
+    assert not noise.ended()["noisy"]
+    clock.update(everyone=24.0)
+    assert noise.ended()["noisy"]
 
 
 def test_the_page_shows_the_committed_results() -> None:
