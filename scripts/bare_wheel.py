@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bare_fixtures import make
-from setup import ROOT, install
+from setup import ROOT, install, pip
 
 BUILD = ROOT / "build" / "bare"
 VECTORS = ROOT / "tests" / "vectors"
@@ -52,17 +52,8 @@ def main() -> int:
     """Run as the module's docstring says."""
     wheel = build()
     python = install(BUILD / "venv", ["base"], project=False)
-    pip = [
-        str(python),
-        "-m",
-        "pip",
-        "-qq",
-        "--no-input",
-        "--disable-pip-version-check",
-        "install",
-        "--no-deps",
-    ]
-    subprocess.run([*pip, "--force-reinstall", str(wheel)], check=True)
+    command = [*pip(BUILD / "venv", python), "install", "--no-deps", "--force-reinstall", str(wheel)]
+    subprocess.run(command, check=True)
     with tempfile.TemporaryDirectory() as folder:
         if subprocess.run([str(python), "-I", "-c", PROBE], cwd=folder, check=False).returncode:
             return 1

@@ -58,15 +58,15 @@ def install(venv: Path, names: list[str], *, project: bool = True) -> Path:
     started = time.monotonic()
     if not _usable(venv):
         _create(venv)
-    pip = _pip(venv, python)
+    installer = pip(venv, python)
     for name in (["build"] if project else []) + names:
         print(f"setup: {venv.name}: requirements/{name}.txt", file=sys.stderr, flush=True)
         wheels = ["--require-hashes", "--no-deps", "--only-binary", ":all:"]
-        _run([*pip, "install", *wheels, "-r", str(_lock(name))])
+        _run([*installer, "install", *wheels, "-r", str(_lock(name))])
     if any(ENGINE in _lock(name).read_text() for name in names):
         _provide_openmp(venv)
     if project:
-        _run([*pip, "install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT)])
+        _run([*installer, "install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT)])
     stamp.write_text(key)
     print(
         f"setup: {venv.name} is ready after {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True
@@ -149,7 +149,8 @@ def _own_pip(venv: Path) -> bool:
     return any(venv.glob("lib/python*/site-packages/pip")) or (venv / "Lib/site-packages/pip").exists()
 
 
-def _pip(venv: Path, python: Path) -> list[str]:
+def pip(venv: Path, python: Path) -> list[str]:
+    """Return the command, up to its options, of a pip that installs into `venv`, whose interpreter is `python`."""
     quiet = ["-qq", "--no-input", "--disable-pip-version-check"]
     if _own_pip(venv):
         return [str(python), "-m", "pip", *quiet]

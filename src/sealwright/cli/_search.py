@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
-import stat
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-_READ = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
 SHORTEST = 16  # bytes; a shorter secret would be found by chance
 
 
@@ -40,13 +38,10 @@ def forms(secret: bytes) -> list[tuple[str, bytes]]:
 
 
 def files(folder: Path, *, but: Collection[Path] = ()) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of every file below `folder`, except those in `but`.
-
-    A file whose mode lets nobody read it is left out: where no tmpfs may be mounted, a sealed root stands in
-    a folder, and its dynamic loader, measured before it was written, may only be executed.
-    """
+    """Yield name and content of every file below `folder`, except those that are, or lie below, one of `but`."""
+    passed = set(but)
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.is_symlink() and path not in but and path.stat().st_mode & _READ:
+        if path.is_file() and not path.is_symlink() and passed.isdisjoint([path, *path.parents]):
             yield str(path.relative_to(folder)), path.read_bytes()
 
 

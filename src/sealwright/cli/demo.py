@@ -259,10 +259,15 @@ class Story:
 
 
 def everything(target: Target) -> Iterator[tuple[str, bytes]]:
-    """Yield all that was written and sent, but for the caller's own copy of the credential: name, content."""
+    """Yield name and content of all that was written and sent, but for the caller's own copy of the credential.
+
+    Where no tmpfs may be mounted the enclave's image stands in a folder: public code, this module with its
+    question included, which was measured before it was written.
+    """
     yield "the wire before the enclave", target.relay.recorded
     yield "the wire before the broker", target.stand.wire.recorded
-    yield from files(target.stand.folder, but=[target.stand.folder / "app.credential"])
+    images = target.stand.folder.rglob("sealed-*/root")
+    yield from files(target.stand.folder, but=[target.stand.folder / "app.credential", *images])
 
 
 def planted_secrets(stand: Stand, answer: str) -> dict[str, bytes]:
