@@ -255,7 +255,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=40, help="of one stream each")
     parser.add_argument("--crowds", type=int, default=20, help=f"pairs of {STREAMS} streams each")
     parser.add_argument("--contacts", type=int, default=20, help="pairs of first contacts")
-    parser.add_argument("--seconds", type=float, default=180, help="for each load, on a busy machine")
+    parser.add_argument("--seconds", type=float, default=90, help="for each load, on a busy machine")
     parser.add_argument("--tokens", type=int, default=64, help="of each answer")
     parser.add_argument("--threads", type=int, nargs="*", help="of the engine; default: all cores")
     options = parser.parse_args()
