@@ -225,7 +225,7 @@ def measure(parameters: EngineParameters, options: argparse.Namespace) -> Iterat
             return lambda: [ask(using, TOPICS[0], options.tokens)]
 
         def many(using: openai.OpenAI) -> Ask:
-            return lambda: crowd(using, options.tokens)
+            return lambda: crowd(using, options.tokens // 2)
 
         pairs = interleaved(options.pairs, single(to_us), single(to_peer), seconds=options.seconds, warm=2)
         yield from rows_of(f"1 stream, {engine}", pairs, {"tokens/s": ">= 0.98", "first token": "<= 5"})
@@ -255,8 +255,8 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=40, help="of one stream each")
     parser.add_argument("--crowds", type=int, default=20, help=f"pairs of {STREAMS} streams each")
     parser.add_argument("--contacts", type=int, default=20, help="pairs of first contacts")
-    parser.add_argument("--seconds", type=float, default=90, help="for each load, on a busy machine")
-    parser.add_argument("--tokens", type=int, default=64, help="of each answer")
+    parser.add_argument("--seconds", type=float, default=270, help="for each load, on a busy machine")
+    parser.add_argument("--tokens", type=int, default=64, help="of each answer; half of it in a crowd")
     parser.add_argument("--threads", type=int, nargs="*", help="of the engine; default: all cores")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers end with us
