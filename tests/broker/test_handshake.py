@@ -17,6 +17,7 @@ from sealwright.broker.service import Running
 from sealwright.crypto.encoding import b64url
 from sealwright.crypto.hpke import HpkePrivateKey, Kem
 from sealwright.protocol.enclave_config import TenantList
+from sealwright.protocol.kbs import MAX_ATTEST
 from sealwright.protocol.keyset import Keyset, TeePubkey
 from sealwright.protocol.report_data import Purpose
 
@@ -377,7 +378,7 @@ async def test_sizes_and_forms_are_checked_before_anything(kbs: Kbs, enclave: En
     size = kbs.running.core.state.ledger.size
     post = kbs.http.post
     assert (await post("/kbs/v0/auth", content=b"x" * 9000)).status_code == 413
-    assert (await post("/kbs/v0/attest", content=b"x" * (513 * 1024))).status_code == 413
+    assert (await post("/kbs/v0/attest", content=b"x" * (MAX_ATTEST + 1))).status_code == 413
     assert (await post("/kbs/v0/auth", content=b"{")).json()["code"] == "malformed-json"
     assert (await post("/kbs/v0/attest", json={})).status_code == 400
     assert (await kbs.http.get("/kbs/v0/resource/a/key/" + "x" * 65)).status_code == 400

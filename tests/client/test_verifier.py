@@ -25,7 +25,7 @@ from sealwright.errors import (
     SealwrightError,
     VerificationError,
 )
-from sealwright.protocol.attestation import AttestationBundle, AttestationRequest
+from sealwright.protocol.attestation import MAX_BUNDLE, AttestationBundle, AttestationRequest
 from sealwright.protocol.enclave_config import BrokerAddress
 from sealwright.protocol.lease import LeasedKey
 from sealwright.protocol.report_data import Purpose
@@ -82,7 +82,7 @@ def test_a_verified_enclave_is_made_by_the_verifier_alone(enclave: FakeEnclave) 
 def test_1_parse(enclave: FakeEnclave) -> None:
     raw = bundle(enclave)
     assert isinstance(refused("parse", "malformed-json", lambda: verify(enclave, raw[:-1])), FormatError)
-    refused("parse", "too-large", lambda: verify(enclave, raw + b" " * 600_000))
+    refused("parse", "too-large", lambda: verify(enclave, raw + b" " * MAX_BUNDLE))
     refused("parse", "malformed-document", lambda: verify(enclave, bundle(enclave, evidence={})))
     refused("parse", "malformed-document", lambda: verify(enclave, bundle(enclave, config=b"{}")))
     refused("parse", "malformed-envelope", lambda: verify(enclave, bundle(enclave, lease={})))

@@ -64,7 +64,7 @@ def check_attempts(said: dict[str, Any]) -> None:
 
 def verified(envelope: bytes, report_data: bytes) -> VerifiedSoftware:
     parsed = EvidenceEnvelope.parse(envelope)
-    endorsement = SoftwareEndorsement.parse(parsed.endorsements.chain, parsed.endorsements.crl)
+    endorsement = SoftwareEndorsement.parse(parsed.endorsements)
     quote = SoftwareQuote.parse(parsed.evidence)
     return verify_software(quote, endorsement, expected_report_data=report_data, at=datetime.now(UTC))
 
@@ -106,7 +106,7 @@ def test_a_revoked_quoting_key_is_refused_from_the_next_crl_on(start: Start, tmp
     reader.readline()
     at, envelope = json.loads(reader.readline())
     parsed = EvidenceEnvelope.parse(envelope.encode())
-    endorsement = SoftwareEndorsement.parse(parsed.endorsements.chain, parsed.endorsements.crl)
+    endorsement = SoftwareEndorsement.parse(parsed.endorsements)
     revoke(tmp_path / "state", endorsement.unverified_quoting.serial_number)
     now = datetime.now(UTC)
     newer = SoftwareEndorsement(

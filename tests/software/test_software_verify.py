@@ -43,7 +43,7 @@ def platform() -> SoftwareTestPlatform:
 
 def check(raw: bytes, *, report_data: bytes = REPORT, at: datetime = NOW) -> VerifiedSoftware:
     envelope = EvidenceEnvelope.parse(raw)
-    endorsement = SoftwareEndorsement.parse(envelope.endorsements.chain, envelope.endorsements.crl)
+    endorsement = SoftwareEndorsement.parse(envelope.endorsements)
     quote = SoftwareQuote.parse(envelope.evidence)
     return verify_software(quote, endorsement, expected_report_data=report_data, at=at)
 
@@ -167,11 +167,12 @@ def verify(
     root: x509.Certificate | None = None,
     crl: x509.CertificateRevocationList | None = None,
 ) -> VerifiedSoftware:
-    chain = (quoting or platform.certificate, root or platform.authority.root)
-    ders = [certificate.public_bytes(Encoding.DER) for certificate in chain]
-    endorsement = SoftwareEndorsement.parse(
-        ders, (platform.crl if crl is None else crl).public_bytes(Encoding.DER)
+    parts = (
+        quoting or platform.certificate,
+        root or platform.authority.root,
+        platform.crl if crl is None else crl,
     )
+    endorsement = SoftwareEndorsement.parse([part.public_bytes(Encoding.DER) for part in parts])
     quote = SoftwareQuote.parse(platform.quote(REPORT, REGISTERS).evidence)
     return verify_software(quote, endorsement, expected_report_data=REPORT, at=NOW)
 
@@ -206,7 +207,7 @@ def test_any_flipped_bit_of_an_endorsement_is_refused(
     platform: SoftwareTestPlatform, data: st.DataObject
 ) -> None:
     good = platform.quote(REPORT, REGISTERS)
-    parts = [*good.endorsements.chain, good.endorsements.crl]
+    parts = list(good.endorsements)
     which = data.draw(st.integers(0, 2))
     raw = bytearray(parts[which])
     bit = data.draw(st.integers(0, len(raw) * 8 - 1))
@@ -217,7 +218,7 @@ def test_any_flipped_bit_of_an_endorsement_is_refused(
 
 
 def check_parts(evidence: bytes, parts: list[bytes]) -> None:
-    endorsement = SoftwareEndorsement.parse(parts[:2], parts[2])
+    endorsement = SoftwareEndorsement.parse(parts)
     verify_software(SoftwareQuote.parse(evidence), endorsement, expected_report_data=REPORT, at=NOW)
 
 
@@ -226,7 +227,7 @@ def test_the_parsers_raise_only_their_own_error(raw: bytes) -> None:
     for parse in (
         SoftwareQuote.parse,
         EvidenceEnvelope.parse,
-        lambda der: SoftwareEndorsement.parse([der, der], der),
+        lambda der: SoftwareEndorsement.parse([der, der, der]),
     ):
         with pytest.raises(EvidenceFormatError):
             parse(raw)

@@ -28,7 +28,7 @@ def appraise_evidence(
     rules.check_time(at)
     verified = verify_software(
         SoftwareQuote.parse(envelope.evidence),
-        SoftwareEndorsement.parse(envelope.endorsements.chain, envelope.endorsements.crl),
+        SoftwareEndorsement.parse(envelope.endorsements),
         expected_report_data=expected_report_data,
         at=at,
     )

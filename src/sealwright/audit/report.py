@@ -175,7 +175,7 @@ def _of_enclave(found: VerifiedEnclave) -> Report:
 
 def _genuine(envelope: EvidenceEnvelope, expected: bytes | None, at: datetime) -> VerifiedSoftware:
     quote = SoftwareQuote.parse(envelope.evidence)
-    endorsement = SoftwareEndorsement.parse(envelope.endorsements.chain, envelope.endorsements.crl)
+    endorsement = SoftwareEndorsement.parse(envelope.endorsements)
     own = quote.unverified_body.report_data
     return verify_software(
         quote, endorsement, expected_report_data=own if expected is None else expected, at=at

@@ -132,7 +132,7 @@ def _looked_at(path: Path) -> dict[str, list[str]]:
     """Return what a bundle says of itself: nothing of it is verified."""
     bundle = AttestationBundle.parse(read_input(path))
     envelope = EvidenceEnvelope.parse(canonical(bundle.evidence))
-    endorsement = SoftwareEndorsement.parse(envelope.endorsements.chain, envelope.endorsements.crl)
+    endorsement = SoftwareEndorsement.parse(envelope.endorsements)
     config = EnclaveConfig.parse(bundle.config)
     return {
         "roots": [endorsement.root_fingerprint().hex()],

@@ -306,5 +306,5 @@ class Enclave:
 
 
 def _object(envelope: bytes) -> dict[str, object]:
-    value: dict[str, object] = parse_json(envelope, limit=4 * MAX_ENVELOPE)
+    value: dict[str, object] = parse_json(envelope, limit=2 * MAX_ENVELOPE)
     return value

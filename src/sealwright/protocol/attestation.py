@@ -10,7 +10,7 @@ from sealwright.crypto.document import Bytes, Bytes32, Document, Name
 
 ATTESTATION_PATH = "/.well-known/sealwright/attestation"
 GATEWAY_PATH = "/.well-known/sealwright/gateway"
-MAX_BUNDLE = 512 * 1024  # bytes
+MAX_BUNDLE = 2 * 1024 * 1024  # bytes
 
 
 class AttestationRequest(Document):

@@ -21,7 +21,7 @@ from sealwright.protocol.keyset import TeePubkey
 KBS_VERSION = "0.4.0"
 KEYSET_FORM = "keyset/v1"
 SESSION_COOKIE = "kbs-session-id"
-MAX_ATTEST = 512 * 1024  # bytes
+MAX_ATTEST = 2 * 1024 * 1024  # bytes
 MAX_AUTH = 8 * 1024
 
 

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from sealwright.endorsement.software import QUOTING_EKU
-from sealwright.evidence.envelope import Endorsements, EvidenceEnvelope
+from sealwright.evidence.envelope import EvidenceEnvelope
 from sealwright.evidence.software import LABEL, SIGNATURE_SIZE, QuoteBody, SoftwareQuote
 
 ROOT_LIFE = timedelta(days=3650)
@@ -96,9 +96,7 @@ def envelope(
     return EvidenceEnvelope(
         type="software",
         evidence=quote.encode(),
-        endorsements=Endorsements(
-            chain=(quoting.public_bytes(der), root.public_bytes(der)), crl=crl.public_bytes(der)
-        ),
+        endorsements=(quoting.public_bytes(der), root.public_bytes(der), crl.public_bytes(der)),
     )
 
 

@@ -71,9 +71,7 @@ class Quoter:
             spki = self.key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
             self.authority.send(spki)
             quoting, root, crl = layout.unpacked(self.authority.recv(layout.PACKET))
-            held = SoftwareEndorsement.parse(
-                [bytes.fromhex(quoting), bytes.fromhex(root)], bytes.fromhex(crl)
-            )
+            held = SoftwareEndorsement.parse([bytes.fromhex(der) for der in (quoting, root, crl)])
             self.endorsement = held
         return held
 
