@@ -76,7 +76,7 @@ def test_software_is_admitted_only_as_what_it_is() -> None:
     assert found.confidential is False
     assert found.status == "contraindicated"
     assert (found.vector["hardware"], found.vector["runtime-opaque"]) == (97, 96)
-    assert (found.code, found.config_digest) == (CODE, CONFIG)
+    assert (found.code, found.config.digest) == (CODE, CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -243,6 +243,7 @@ def test_a_result_is_never_better_than_its_worst_claim(vector: dict[str, int]) -
 def ear(**said: Any) -> str:
     settings = {
         "nonce": b"n" * 32,
+        "config_digest": CONFIG,
         "keyset_digest": b"k" * 32,
         "evidence_digest": b"e" * 32,
         "policies": [loaded().digest()],

@@ -264,7 +264,7 @@ ATTACKS: list[tuple[Attack, int, str]] = [
     (wrong_purpose, 401, "report-data-mismatch"),
     (swapped_keyset, 401, "report-data-mismatch"),
     (swapped_tee_pubkey, 401, "tee-pubkey-mismatch"),
-    (swapped_config, 401, "config-mismatch"),
+    (swapped_config, 401, "config-digest-mismatch"),
     (other_broker, 401, "broker-not-named"),
     (second_broker, 401, "broker-not-allowed"),
     (other_log, 401, "log-not-named"),

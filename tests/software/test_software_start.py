@@ -95,8 +95,8 @@ def test_what_was_predicted_is_what_runs_and_what_is_quoted(start: Start, tmp_pa
     for _ in range(8):
         at, envelope = json.loads(reader.readline())
         result = verified(envelope.encode(), bytes([at]) * 64)
-        assert result.registers == (predicted.register0, predicted.register1)
-        assert result.root_fingerprint == root_fingerprint(tmp_path / "state", datetime.now(UTC))
+        assert result.registers == {"code": predicted.register0, "config": predicted.register1}
+        assert result.root == root_fingerprint(tmp_path / "state", datetime.now(UTC))
         assert result.claims == running.claims
 
 

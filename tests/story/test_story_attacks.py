@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import resource
@@ -104,7 +105,10 @@ _PLACES: set[Path] = set()
 def _cores(pid: int | None) -> set[Path]:
     """Core files where the workload's could lie: its folder, ours, and the root of the machine."""
     if pid is not None:
-        _PLACES.update({Path.cwd(), Path("/"), Path("/tmp"), Path(f"/proc/{pid}/cwd").resolve()})
+        _PLACES.update({Path.cwd(), Path("/"), Path("/tmp")})
+        # Of a process that is not dumpable only root may know the folder; it is the one it was started in.
+        with contextlib.suppress(PermissionError):
+            _PLACES.add(Path(f"/proc/{pid}/cwd").resolve())
     return {path for place in _PLACES for path in place.glob("core*") if path.is_file()}
 
 

@@ -34,6 +34,7 @@ def issue_ear(
     key: ECKey,
     *,
     nonce: bytes,
+    config_digest: bytes,
     keyset_digest: bytes,
     evidence_digest: bytes,
     policies: Sequence[bytes],
@@ -43,6 +44,7 @@ def issue_ear(
     """Return the compact JWT of an appraisal, allowed or refused.
 
     Args:
+        config_digest: 32 bytes; the appraisal's register was found to hold it.
         policies: digests (32 bytes) of the policies it was appraised against.
         at: time of issue.
     """
@@ -55,7 +57,7 @@ def issue_ear(
             "confidential": appraisal.confidential,
             "allowed": not appraisal.failures,
             "failures": [failure.code for failure in appraisal.failures],
-            "config_digest": appraisal.config_digest.hex(),
+            "config_digest": config_digest.hex(),
             "code": appraisal.code.hex(),
             "keyset_digest": keyset_digest.hex(),
             "evidence_digest": evidence_digest.hex(),

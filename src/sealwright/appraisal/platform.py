@@ -1,44 +1,58 @@
-"""Is genuine evidence allowed? One rule set a platform; every failure is listed.
-
-Spec: docs/spec/appraisal.md. DESIGN names the honest result of platform `software`: hardware 97
-(not recognised as hardware), runtime-opaque 96 (visible to the host).
-"""
+"""Is genuine evidence allowed? One rule set a platform, one appraisal for all. Spec: docs/spec/appraisal.md."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-from pydantic import Field
-
-from sealwright.appraisal.vector import status
-from sealwright.crypto.document import Digest, Record
+from sealwright.appraisal.binding import ConfigBinding
+from sealwright.appraisal.software import SoftwareRules
+from sealwright.appraisal.vector import status, worse
+from sealwright.crypto.canonical import canonical_digest
+from sealwright.crypto.document import Record
 from sealwright.errors import AppraisalError, AppraisalFailure
-from sealwright.verify.software import VerifiedSoftware
+from sealwright.verify.context import Context
+from sealwright.verify.verified import Fact, Verified
 
-SOFTWARE_VECTOR = {"hardware": 97, "runtime-opaque": 96}
-
-# What a hardened start looks like. A policy that admits less names the claim and the value.
-STRICT_CLAIMS: Mapping[str, frozenset[str]] = {
-    "core": frozenset({"off"}),
-    "dumpable": frozenset({"never"}),
-    "filesystem": frozenset({"landlock"}),
-    "network": frozenset({"namespace"}),
-    "sealed_root": frozenset({"tmpfs"}),
-    "seccomp": frozenset({"enforced"}),
-    "swap": frozenset({"none", "cgroup", "mlock"}),
-    "user": frozenset({"own"}),
+# Registers that hold code rather than configuration: what `Appraisal.code` is made of.
+_CODE = {
+    "software": ("code",),
+    "snp": ("measurement",),
+    "tdx": ("mrtd", "rtmr0", "rtmr1", "rtmr2"),
+    "sgx": ("mrenclave", "mrsigner"),
+    "nitro": ("pcr0", "pcr1", "pcr2"),
+    "tpm": ("pcr4", "pcr7", "pcr9", "pcr11"),
+    "az-snp-vtpm": ("measurement", "pcr4", "pcr7", "pcr9", "pcr11"),
+    "az-tdx-vtpm": ("mrtd", "pcr4", "pcr7", "pcr9", "pcr11"),
 }
+_TEES = frozenset(_CODE) - {"software", "tpm"}
 
 
-class SoftwareRules(Record):
-    """Admits platform `software`: the exact vector, the machines' quoting roots, the code, weaker claims."""
+class Rules(Protocol):
+    """What a policy says of one platform."""
 
-    vector: dict[str, int]
-    roots: Annotated[list[Digest], Field(min_length=1, max_length=64)]
-    code: Annotated[list[Digest], Field(min_length=1, max_length=256)]
-    claims: dict[str, list[str]] = Field(default_factory=dict)
+    @property
+    def roots(self) -> Sequence[bytes]:
+        """SHA-256 of roots that are admitted beside the vendor's."""
+        ...
+
+    @property
+    def config_register(self) -> str:
+        """The register that holds `config_digest`."""
+        ...
+
+    def context(self, given: Context) -> Context:
+        """Return what a verification for this policy assumes."""
+        ...
+
+    def names_code(self, verified: Any) -> bool:
+        """Say whether every register of code is listed."""
+        ...
+
+    def failures(self, verified: Any) -> Iterator[AppraisalFailure]:
+        """Yield every reason to refuse."""
+        ...
 
 
 class Platforms(Record):
@@ -46,18 +60,24 @@ class Platforms(Record):
 
     software: SoftwareRules | None = None
 
+    def rules(self, platform: str) -> Rules | None:
+        """Return the rules of a platform; None: it is not named."""
+        found: Rules | None = getattr(self, platform.replace("-", "_"), None)
+        return found
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Appraisal:
     """What was found: a vector, its status, and every reason to refuse (none: allowed)."""
 
     platform: str
-    confidential: bool  # true only for hardware TEEs
+    confidential: bool  # true only for hardware TEEs under their vendor's root
     vector: Mapping[str, int]
-    config_digest: bytes  # 32 bytes, as measured
-    code: bytes  # 32 bytes
-    claims: Mapping[str, str]
+    config: ConfigBinding
+    code: bytes  # 32 bytes: the register, or SHA-256 of JCS {name: hex} of the registers that hold code
+    claims: Mapping[str, Fact]
     failures: tuple[AppraisalFailure, ...]
+    parts: Mapping[str, Appraisal] = field(default_factory=dict)  # vTPM and devices, by EAR submodule
 
     @property
     def status(self) -> str:
@@ -70,75 +90,62 @@ class Appraisal:
             raise AppraisalError(self.failures)
 
 
-def appraise_software(
-    verified: VerifiedSoftware, platforms: Platforms, *, require_hardware: bool, demo: bool
-) -> Appraisal:
-    """Appraise software evidence against `platforms`.
+def is_confidential(verified: Verified) -> bool:
+    """Say whether the host cannot look in: a TEE under its vendor's root, and not in debug mode."""
+    tee = verified.platform in _TEES and verified.vendor_root
+    return tee and not any(condition.code == "debug" for condition in verified.conditions)
+
+
+def appraise(verified: Verified, rules: Rules | None, *, require_hardware: bool) -> Appraisal:
+    """Appraise one piece of evidence by the rules of its platform.
 
     Args:
-        require_hardware: refuse, whatever the rules say.
-        demo: the policy is a demo policy, which alone may admit reachable swap.
+        rules: None: the policy does not name this platform.
+        require_hardware: refuse what is not a TEE under its vendor's root, whatever the rules say.
     """
-    rules = platforms.software
-    code, config_digest = verified.registers
-    failures = list(_refusals(verified, rules, require_hardware, demo))
-    vector = dict(SOFTWARE_VECTOR)
-    vector["instance-identity"] = 2 if rules is not None and verified.root_fingerprint in rules.roots else 97
-    vector["executables"] = 2 if rules is not None and code in rules.code else 33
-    vector["configuration"] = 2 if not failures else 36
+    tee = verified.platform in _TEES and verified.vendor_root
+    failures = list(_refusals(verified, rules, tee or not require_hardware))
+    register = "" if rules is None else rules.config_register
     return Appraisal(
-        platform="software",
-        confidential=False,
-        vector=vector,
-        config_digest=config_digest,
-        code=code,
-        claims=verified.claims.to_json(),
+        platform=verified.platform,
+        confidential=is_confidential(verified),
+        vector=_vector(verified, rules, tee=tee, allowed=not failures),
+        config=ConfigBinding(register=register, held=verified.registers.get(register, b"")),
+        code=_code(verified),
+        claims=verified.facts,
         failures=tuple(failures),
     )
 
 
-def _refusals(
-    verified: VerifiedSoftware, rules: SoftwareRules | None, require_hardware: bool, demo: bool
-) -> Sequence[AppraisalFailure]:
-    found: list[AppraisalFailure] = []
-
-    def refuse(code: str, text: str) -> None:
-        found.append(AppraisalFailure(text, code=code))
-
-    if require_hardware:
-        refuse("hardware-required", "platform `software` is not hardware, and the policy requires hardware")
+def _refusals(verified: Verified, rules: Rules | None, hardware: bool) -> Iterator[AppraisalFailure]:
+    name = verified.platform
+    if not hardware:
+        text = f"platform `{name}` is not hardware, and the policy requires hardware"
+        if verified.platform in _TEES:
+            text = f"this {name} evidence ends in a root that is not its vendor's: it is not hardware, which the policy requires"
+        yield AppraisalFailure(text, code="hardware-required")
     if rules is None:
-        refuse("platform-not-allowed", "the policy does not name platform `software`")
-        return found
-    if rules.vector != SOFTWARE_VECTOR:
-        refuse(
-            "vector-not-allowed", f"the policy must name the vector of `software` exactly: {SOFTWARE_VECTOR}"
-        )
-    if verified.root_fingerprint not in rules.roots:
-        refuse(
-            "quoting-root-not-allowed",
-            f"quoting root {verified.root_fingerprint.hex()[:16]}… is not in the policy; "
-            "is this another machine?",
-        )
-    if verified.registers[0] not in rules.code:
-        refuse(
-            "code-not-allowed",
-            f"code {verified.registers[0].hex()[:16]}… is not in the policy; is it another build?",
-        )
-    found += _claim_refusals(verified.claims.to_json(), rules.claims, demo)
-    return found
+        yield AppraisalFailure(f"the policy does not name platform `{name}`", code="platform-not-allowed")
+    else:
+        yield from rules.failures(verified)
 
 
-def _claim_refusals(
-    claims: Mapping[str, str], extra: Mapping[str, Sequence[str]], demo: bool
-) -> list[AppraisalFailure]:
-    found = []
-    for name in sorted(STRICT_CLAIMS.keys() | claims.keys()):
-        value = claims.get(name, "missing")
-        allowed = set(STRICT_CLAIMS.get(name, ())) | set(extra.get(name, ()))
-        if value == "reachable" and not demo:
-            allowed.discard(value)
-        if value not in allowed:
-            text = f"claim {name} is {value!r}; the policy admits {', '.join(sorted(allowed)) or 'nothing'}"
-            found.append(AppraisalFailure(text, code="claim-not-allowed"))
-    return found
+def _vector(verified: Verified, rules: Rules | None, *, tee: bool, allowed: bool) -> dict[str, int]:
+    known = verified.vendor_root or (rules is not None and verified.root in rules.roots)
+    vector: dict[str, int] = {
+        "instance-identity": 2 if known else 97,
+        "configuration": 2 if allowed else 36,
+        "executables": 2 if rules is not None and rules.names_code(verified) else 33,
+        "hardware": 2 if tee else 97,
+        "runtime-opaque": 2 if tee else 96,
+    }
+    for condition in verified.conditions:
+        vector[condition.claim] = worse(vector.get(condition.claim, 2), condition.value)
+    return vector
+
+
+def _code(verified: Verified) -> bytes:
+    names = [name for name in _CODE.get(verified.platform, ()) if name in verified.registers]
+    if len(names) == 1 and len(verified.registers[names[0]]) == 32:
+        return verified.registers[names[0]]
+    return canonical_digest({name: verified.registers[name].hex() for name in names})

@@ -6,6 +6,7 @@ Each platform adds its own in a module of its name. Spec: docs/spec/appraisal.md
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from pydantic import Field, PlainSerializer, PlainValidator
 from sealwright.crypto.document import Digest, Record
 from sealwright.crypto.encoding import hex_decode
 from sealwright.errors import AppraisalFailure, FormatError
-from sealwright.verify.context import CollateralKind, Tolerance
+from sealwright.verify.context import CollateralKind, Context, Tolerance
 from sealwright.verify.verified import Verified
 
 
@@ -52,18 +53,36 @@ class HardwareRules(Record):
     roots: Annotated[list[Digest], Field(max_length=64)] = Field(default_factory=list)
     outage: dict[CollateralKind, OutageRule] = Field(default_factory=dict)
 
+    def context(self, given: Context) -> Context:
+        """Return what a verification for these rules assumes: `given`, with their roots and outage policy."""
+        tolerances = {kind: rule.tolerance() for kind, rule in self.outage.items()}
+        return replace(given, roots=given.roots | frozenset(self.roots), outage=tolerances)
+
+    def names_code(self, verified: Verified) -> bool:
+        """Say whether registers are listed, and all of them hold what is listed."""
+        return bool(self.registers) and all(
+            verified.registers.get(name) in values for name, values in self.registers.items()
+        )
+
+    def failures(self, verified: Any) -> Iterator[AppraisalFailure]:
+        """Yield every reason to refuse `verified`: what all platforms refuse alike, then this one's own."""
+        yield from self._conditions(verified)
+        if not verified.vendor_root and verified.root not in self.roots:
+            text = f"root {verified.root.hex()[:16]}… is not the vendor's, and the policy does not name it"
+            yield AppraisalFailure(text, code="root-not-allowed")
+        yield from self._registers(verified)
+        yield from self.refusals(verified)
+
     def refusals(self, verified: Any) -> Iterator[AppraisalFailure]:
         """Yield every reason of this platform's own to refuse `verified`; overridden by each platform."""
         yield from ()
 
-    def shared_refusals(self, verified: Verified) -> Iterator[AppraisalFailure]:
-        """Yield what every platform refuses alike: conditions not admitted, registers, roots."""
+    def _conditions(self, verified: Verified) -> Iterator[AppraisalFailure]:
         for condition in verified.conditions:
             if condition.code not in self.admit:
                 yield AppraisalFailure(condition.text, code=condition.code)
-        if not verified.vendor_root and verified.root not in self.roots:
-            text = f"root {verified.root.hex()[:16]}… is not the vendor's, and the policy does not name it"
-            yield AppraisalFailure(text, code="root-not-allowed")
+
+    def _registers(self, verified: Verified) -> Iterator[AppraisalFailure]:
         for name, values in self.registers.items():
             found = verified.registers.get(name)
             if found is None:

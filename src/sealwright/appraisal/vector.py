@@ -37,3 +37,9 @@ def status(vector: Mapping[str, int]) -> str:
         if worst in tiers:
             return worst
     return NONE
+
+
+def worse(one: int, other: int) -> int:
+    """Return the claim's value of the worse tier; of two in one tier, the other."""
+    order = (NONE, AFFIRMING, WARNING, CONTRAINDICATED)
+    return one if order.index(tier(one)) > order.index(tier(other)) else other

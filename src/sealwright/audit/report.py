@@ -11,33 +11,46 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from sealwright.appraisal.binding import ConfigBinding
 from sealwright.appraisal.config import ConfigFacts, appraise_config
 from sealwright.appraisal.evidence import appraise_evidence
+from sealwright.appraisal.platform import is_confidential
 from sealwright.appraisal.policy import KeyPolicy, TrustFile
 from sealwright.audit.receipts import verify_receipt_file
 from sealwright.client.receipts import ReceiptFile
 from sealwright.client.verifier import VerifiedEnclave, verify_attestation
 from sealwright.crypto.canonical import canonical, parse_json
 from sealwright.crypto.encoding import rfc3339
-from sealwright.endorsement.software import SoftwareEndorsement
+from sealwright.endorsement.bag import Endorsements
 from sealwright.errors import (
     AppraisalError,
     AppraisalFailure,
     EvidenceFormatError,
-    VerificationError,
 )
 from sealwright.evidence.envelope import EvidenceEnvelope
-from sealwright.evidence.software import SoftwareQuote
 from sealwright.protocol.attestation import MAX_BUNDLE, AttestationBundle
 from sealwright.protocol.enclave_config import EnclaveConfig
 from sealwright.protocol.keyset import Keyset
 from sealwright.protocol.receipt import verify_receipt
 from sealwright.protocol.report_data import Purpose, report_data
 from sealwright.tlog.policy import LogPolicy
-from sealwright.verify.software import VerifiedSoftware, verify_software
+from sealwright.verify.context import CollateralKind, Context, Tolerance
+from sealwright.verify.evidence import unverified_report_data, verify_evidence
+from sealwright.verify.verified import Verified
 
 EVIDENCE, BUNDLE, RECEIPT = "sealwright-evidence/v1", "sealwright-attestation/v1", "sealwright-receipt/v1"
 Rules = TrustFile | KeyPolicy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """What a caller has beside the file: collateral, and how much of it may be missing or stale."""
+
+    collateral: Endorsements = field(default_factory=Endorsements)
+    outage: Mapping[CollateralKind, Tolerance] = field(default_factory=dict)
+
+
+NOTHING_GIVEN = Given()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,6 +61,7 @@ class Report:
     platform: str
     confidential: bool
     allowed: bool | None
+    genuine: Verified | None = None
     checked: list[str] = field(default_factory=list)
     not_checked: list[str] = field(default_factory=list)
     details: dict[str, object] = field(default_factory=dict)
@@ -73,24 +87,27 @@ def kind_of(raw: bytes) -> str:
     )
 
 
-def check_envelope(raw: bytes, *, rules: Rules | None, expected: bytes | None, at: datetime) -> Report:
-    """Report on an evidence envelope.
+def check_envelope(
+    envelope: EvidenceEnvelope,
+    *,
+    rules: Rules | None,
+    expected: bytes | None,
+    at: datetime,
+    given: Given = NOTHING_GIVEN,
+) -> Report:
+    """Report on evidence alone.
 
     Args:
-        rules: what to appraise by; None: only genuineness is judged.
+        rules: what to appraise by; None: genuineness is judged, and conditions that no policy may be silent about.
         expected: 64 bytes that the quote must carry; None: freshness is not judged.
 
     Raises:
         EvidenceFormatError, VerificationError, RevokedError, CollateralError, AppraisalError
     """
-    envelope = EvidenceEnvelope.parse(raw)
-    genuine = _genuine(envelope, expected, at)
+    genuine = _genuine(envelope, expected, at, rules, given)
     report = _of(EVIDENCE, genuine)
     _freshness(report, expected is not None, "report data")
-    if rules is None:
-        report.not_checked += ["whether root, code, config and claims are allowed (no trust file or policy)"]
-        return report
-    _judge(report, envelope, genuine, rules, None, at)
+    _judge(report, envelope, genuine, rules, None, at, given)
     return report
 
 
@@ -105,23 +122,14 @@ def check_bundle(raw: bytes, *, rules: Rules | None, nonce: bytes | None, at: da
         return _of_enclave(verify_attestation(raw, nonce=nonce, trust=rules, at=at))
     envelope = EvidenceEnvelope.parse(canonical(bundle.evidence))
     config, keyset = EnclaveConfig.parse(bundle.config), Keyset.parse(bundle.keyset)
-    expected = None if nonce is None else _serve(nonce, config, keyset)
-    genuine = _genuine(envelope, expected, at)
-    if genuine.registers[1] != config.digest():
-        raise VerificationError(
-            "the config is not the one that was measured", code="config-digest-mismatch", stage="evidence"
-        )
+    expected = None if nonce is None else _serve(nonce, config, keyset, envelope)
+    genuine = _genuine(envelope, expected, at, rules, NOTHING_GIVEN)
     report = _of(BUNDLE, genuine)
-    report.checked.append("the enclave config is the measured one")
+    _check_config(report, genuine, rules, config)
     _freshness(report, nonce is not None, "nonce, and with it the keyset")
     report.not_checked.append("lease, broker and result (they need a trust file and the nonce)")
     report.details["keyset_digest"] = keyset.digest().hex()
-    if rules is None:
-        report.not_checked.append(
-            "whether root, code, config and claims are allowed (no trust file or policy)"
-        )
-    else:
-        _judge(report, envelope, genuine, rules, config, at)
+    _judge(report, envelope, genuine, rules, config, at, NOTHING_GIVEN)
     return report
 
 
@@ -155,6 +163,7 @@ def _of_enclave(found: VerifiedEnclave) -> Report:
     return Report(
         kind=BUNDLE,
         platform=found.appraisal.platform,
+        genuine=None,
         confidential=found.confidential,
         allowed=True,
         checked=[
@@ -173,33 +182,56 @@ def _of_enclave(found: VerifiedEnclave) -> Report:
     )
 
 
-def _genuine(envelope: EvidenceEnvelope, expected: bytes | None, at: datetime) -> VerifiedSoftware:
-    quote = SoftwareQuote.parse(envelope.evidence)
-    endorsement = SoftwareEndorsement.parse(envelope.endorsements)
-    own = quote.unverified_body.report_data
-    return verify_software(
-        quote, endorsement, expected_report_data=own if expected is None else expected, at=at
+def _genuine(
+    envelope: EvidenceEnvelope, expected: bytes | None, at: datetime, rules: Rules | None, given: Given
+) -> Verified:
+    context = Context(at=at, outage=given.outage)
+    own = None if rules is None else rules.platforms.rules(envelope.type)
+    return verify_evidence(
+        envelope,
+        expected_report_data=unverified_report_data(envelope) if expected is None else expected,
+        context=context if own is None else own.context(context),
+        collateral=given.collateral,
     )
 
 
-def _serve(nonce: bytes, config: EnclaveConfig, keyset: Keyset) -> bytes:
+def _serve(nonce: bytes, config: EnclaveConfig, keyset: Keyset, envelope: EvidenceEnvelope) -> bytes:
     return report_data(
-        Purpose.SERVE, nonce=nonce, config_digest=config.digest(), keyset_digest=keyset.digest()
+        Purpose.SERVE,
+        nonce=nonce,
+        config_digest=config.digest(),
+        keyset_digest=keyset.digest(),
+        devices=envelope.device_digests(),
     )
 
 
-def _of(kind: str, genuine: VerifiedSoftware) -> Report:
-    details: dict[str, object] = {
-        "root": genuine.root_fingerprint.hex(),
-        "code": genuine.registers[0].hex(),
-        "config_digest": genuine.registers[1].hex(),
-        "report_data": genuine.report_data.hex(),
-        "claims": genuine.claims.to_json(),
-    }
-    checked = ["evidence: signed by its quoting key, whose chain and CRL hold"]
+def _of(kind: str, genuine: Verified) -> Report:
     return Report(
-        kind=kind, platform="software", confidential=False, allowed=None, checked=checked, details=details
+        kind=kind,
+        platform=genuine.platform,
+        confidential=is_confidential(genuine),
+        allowed=None,
+        genuine=genuine,
+        checked=["evidence: signed by its key, whose chain and revocation hold"],
+        details={
+            "root": genuine.root.hex(),
+            **{name: value.hex() for name, value in genuine.registers.items()},
+            "report_data": genuine.report_data.hex(),
+            "claims": dict(genuine.facts),
+        },
     )
+
+
+def _check_config(report: Report, genuine: Verified, rules: Rules | None, config: EnclaveConfig) -> None:
+    """Prove that the config was measured, where it is known which register holds it."""
+    own = None if rules is None else rules.platforms.rules(genuine.platform)
+    register = "config" if genuine.platform == "software" else "" if own is None else own.config_register
+    if not register:
+        report.not_checked.append("whether the config was measured (only a policy says where)")
+        return
+    held = ConfigBinding(register=register, held=genuine.registers.get(register, b""))
+    held.check(config.digest(), stage="evidence")
+    report.checked.append("the enclave config is the measured one")
 
 
 def _freshness(report: Report, given: bool, what: str) -> None:
@@ -212,15 +244,26 @@ def _freshness(report: Report, given: bool, what: str) -> None:
 def _judge(
     report: Report,
     envelope: EvidenceEnvelope,
-    genuine: VerifiedSoftware,
-    rules: Rules,
+    genuine: Verified,
+    rules: Rules | None,
     config: EnclaveConfig | None,
     at: datetime,
+    given: Given,
 ) -> None:
-    appraisal = appraise_evidence(envelope, rules, expected_report_data=genuine.report_data, at=at)
+    if rules is None:
+        _judge_conditions(report, genuine)
+        return
+    appraisal = appraise_evidence(
+        envelope,
+        rules,
+        expected_report_data=unverified_report_data(envelope),
+        at=at,
+        collateral=given.collateral,
+    )
     failures = list(appraisal.failures)
-    if config is not None or rules.config.digests:
-        failures += appraise_config(_facts(genuine.registers[1], config), rules.config)
+    digest = appraisal.config.digest if config is None else config.digest()
+    if config is not None or (digest and rules.config.digests):
+        failures += appraise_config(_facts(digest, config), rules.config)
         report.checked.append("config: allowed")
     else:
         report.not_checked.append("config (its digest alone does not say what it names)")
@@ -228,6 +271,16 @@ def _judge(
         raise AppraisalError(failures)
     report.allowed = True
     report.checked.append("platform, root, code and claims: allowed")
+
+
+def _judge_conditions(report: Report, genuine: Verified) -> None:
+    """Without a policy nothing is allowed, but what none may admit unawares is refused all the same."""
+    if genuine.platform != "software":
+        failures = [AppraisalFailure(one.text, code=one.code) for one in genuine.conditions]
+        if failures:
+            raise AppraisalError(failures)
+        report.checked.append("conditions: no debug, no old or unknown firmware, nothing else unusual")
+    report.not_checked.append("whether root, code, config and claims are allowed (no trust file or policy)")
 
 
 def _facts(digest: bytes, config: EnclaveConfig | None) -> ConfigFacts:

@@ -31,6 +31,7 @@ class Form:
     config: EnclaveConfig
     openings: dict[str, TenantList]
     envelope: bytes  # canonical
+    evidence: EvidenceEnvelope
     report_data: bytes  # 64 bytes; what the evidence must hold
 
 
@@ -45,22 +46,27 @@ def parse_form(request: AttestRequest, nonce: bytes) -> Form:
         raise VerificationError("the nonce is not this session's", code="nonce-mismatch", stage="nonce")
     keyset = Keyset.parse(said.sealwright.keyset, limit=MAX_KEYSET)
     config = EnclaveConfig.parse(said.sealwright.config, limit=MAX_CONFIG)
+    envelope = canonical(request.tee_evidence.primary_evidence)
+    evidence = EvidenceEnvelope.parse(envelope)
     bound = report_data(
-        Purpose.LEASE, nonce=nonce, config_digest=config.digest(), keyset_digest=keyset.digest()
+        Purpose.LEASE,
+        nonce=nonce,
+        config_digest=config.digest(),
+        keyset_digest=keyset.digest(),
+        devices=evidence.device_digests(),
     )
     return Form(
         keyset=keyset,
         config=config,
         openings={opened.tenant: opened for opened in said.sealwright.openings},
-        envelope=canonical(request.tee_evidence.primary_evidence),
+        envelope=envelope,
+        evidence=evidence,
         report_data=bound,
     )
 
 
-def check_form(
-    form: Form, request: AttestRequest, *, tee: str, root: bytes, log_key: str
-) -> EvidenceEnvelope:
-    """Check that the documents agree with each other and name this broker; return the evidence to verify.
+def check_form(form: Form, request: AttestRequest, *, tee: str, root: bytes, log_key: str) -> None:
+    """Prove that the documents agree with each other and name this broker; the evidence is still to be verified.
 
     Args:
         tee: as the session was opened for.
@@ -80,12 +86,10 @@ def check_form(
         raise VerificationError("no tenant list, or one twice", code="tenant-list-mismatch", stage="config")
     for opened in form.openings.values():
         opened.check(form.config)
-    envelope = EvidenceEnvelope.parse(form.envelope)
-    if envelope.type != tee:
+    if form.evidence.type != tee:
         raise VerificationError(
             "the evidence is of another TEE than the session", code="tee-mismatch", stage="evidence"
         )
-    return envelope
 
 
 def config_facts(config: EnclaveConfig) -> ConfigFacts:

@@ -136,15 +136,14 @@ class Broker:
         self, session: Session, request: AttestRequest, form: Form, now: datetime, said: dict[str, object]
     ) -> tuple[Attested, list[Ticket]]:
         secrets = self._core.secrets
-        envelope = check_form(
-            form, request, tee=session.tee, root=secrets.root_public, log_key=secrets.log_key
-        )
+        check_form(form, request, tee=session.tee, root=secrets.root_public, log_key=secrets.log_key)
         form.keyset.check_time(now)
-        verdicts, errors = self._verdicts(self._state.view(), form, envelope, now)
+        verdicts, errors = self._verdicts(self._state.view(), form, now)
         token = issue_ear(
             next(iter(verdicts.values())).appraisal,
             secrets.ear,
             nonce=session.challenge,
+            config_digest=form.config.digest(),
             keyset_digest=form.keyset.digest(),
             evidence_digest=hashlib.sha256(form.envelope).digest(),
             policies=sorted({policy for verdict in verdicts.values() for policy in verdict.policies}),
@@ -169,7 +168,7 @@ class Broker:
         return attested, tickets
 
     def _verdicts(
-        self, view: View, form: Form, envelope: EvidenceEnvelope, now: datetime
+        self, view: View, form: Form, now: datetime
     ) -> tuple[dict[str, Verdict], dict[str, SealwrightError]]:
         """Judge each tenant apart, so that one who withdraws a key does not stop the others."""
         verdicts: dict[str, Verdict] = {}
@@ -180,7 +179,7 @@ class Broker:
                     view,
                     listed,
                     form.config,
-                    envelope,
+                    form.evidence,
                     report_data=form.report_data,
                     appraise=self._core.appraise,
                     at=now,

@@ -14,7 +14,7 @@ from sealwright.broker.core import Appraiser
 from sealwright.broker.form import config_facts
 from sealwright.broker.rows import KeyRow
 from sealwright.broker.state import View
-from sealwright.errors import AppraisalError, AppraisalFailure, RevokedError, VerificationError
+from sealwright.errors import AppraisalError, AppraisalFailure, RevokedError
 from sealwright.evidence.envelope import EvidenceEnvelope
 from sealwright.protocol.enclave_config import EnclaveConfig, TenantList
 
@@ -96,12 +96,7 @@ def _appraised(
 ) -> Appraisal:
     appraisal = appraise(envelope, policy, expected_report_data=report_data, at=at)
     facts = config_facts(config)
-    if not hmac.compare_digest(appraisal.config_digest, facts.digest):
-        raise VerificationError(
-            "the evidence measured another enclave config than the one sent",
-            code="config-mismatch",
-            stage="config",
-        )
+    appraisal.config.check(facts.digest, stage="config")
     return replace(appraisal, failures=(*appraisal.failures, *appraise_config(facts, policy.config)))
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from sealwright.appraisal.platform import SOFTWARE_VECTOR
+from sealwright.appraisal.software import SOFTWARE_VECTOR
 from sealwright.cli._relay import Relay
 from sealwright.crypto.encoding import rfc3339
 from sealwright.errors import UnavailableError

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from sealwright.appraisal.platform import SOFTWARE_VECTOR
 from sealwright.appraisal.policy import TrustFile
+from sealwright.appraisal.software import SOFTWARE_VECTOR
 from sealwright.cli._files import load_trust, read_input
 from sealwright.cli._output import emit, note
 from sealwright.client.receipt_store import create_private

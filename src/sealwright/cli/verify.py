@@ -21,6 +21,7 @@ from sealwright.audit.report import (
 from sealwright.cli._files import hex_option, load_trust, read_input, time_option
 from sealwright.cli._output import emit
 from sealwright.client.trust_source import read_file
+from sealwright.evidence.envelope import EvidenceEnvelope
 
 _EXISTING = {"exists": True, "dir_okay": False}
 
@@ -75,7 +76,9 @@ def _checked(
         return check_bundle(raw, rules=rules, nonce=chosen, at=at)
     if nonce is not None:
         raise typer.BadParameter("evidence alone takes --report-data, not a nonce", param_hint="--nonce")
-    return check_envelope(raw, rules=rules, expected=hex_option(expected, 64, "--report-data"), at=at)
+    return check_envelope(
+        EvidenceEnvelope.parse(raw), rules=rules, expected=hex_option(expected, 64, "--report-data"), at=at
+    )
 
 
 def result_of(report: Report) -> dict[str, object]:

@@ -176,20 +176,21 @@ def _suite_key(parsed: _Parsed, trust: TrustFile) -> HpkeKey:
 def _evidence(parsed: _Parsed, nonce: bytes, trust: TrustFile, at: datetime) -> Appraisal:
     config_digest = parsed.config.digest()
     expected = report_data(
-        Purpose.SERVE, nonce=nonce, config_digest=config_digest, keyset_digest=parsed.keyset.digest()
+        Purpose.SERVE,
+        nonce=nonce,
+        config_digest=config_digest,
+        keyset_digest=parsed.keyset.digest(),
+        devices=parsed.evidence.device_digests(),
     )
     appraisal = appraise_evidence(parsed.evidence, trust, expected_report_data=expected, at=at)
     # The quote binds what the code *says* its config is; the register holds what it was started with.
-    if not hmac.compare_digest(appraisal.config_digest, config_digest):
-        raise VerificationError(
-            "the config is not the one that was measured", code="config-digest-mismatch", stage="evidence"
-        )
+    appraisal.config.check(config_digest, stage="evidence")
     return appraisal
 
 
 def _appraise(config: EnclaveConfig, appraisal: Appraisal, trust: TrustFile, findings: Findings) -> None:
     facts = ConfigFacts(
-        digest=appraisal.config_digest,
+        digest=config.digest(),
         brokers=[broker.root for broker in config.brokers],
         policy_signers=config.policy_signers,
         log_keys=config.log.keys,

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from joserfc.jwk import ECKey
 
+from sealwright.appraisal.binding import ConfigBinding
 from sealwright.appraisal.ear import issue_ear
 from sealwright.appraisal.platform import Appraisal
 from sealwright.crypto.encoding import b64url_decode
@@ -83,7 +84,7 @@ class FakeBroker:
             platform="software",
             confidential=False,
             vector={"hardware": 97, "runtime-opaque": 96},
-            config_digest=config_digest,
+            config=ConfigBinding(register="config", held=config_digest),
             code=bytes(32),
             claims={},
             failures=(),
@@ -92,6 +93,7 @@ class FakeBroker:
             appraisal,
             self.ear,
             nonce=secrets.token_bytes(32),
+            config_digest=config_digest,
             keyset_digest=keyset_digest,
             evidence_digest=evidence_digest,
             policies=[],

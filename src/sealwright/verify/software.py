@@ -6,6 +6,7 @@ import hmac
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from hashlib import sha256
 from typing import NoReturn, TypeVar
 
 from cryptography import x509
@@ -13,34 +14,23 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA384
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtensionOID
 
 from sealwright.endorsement.software import QUOTING_EKU, SoftwareEndorsement
 from sealwright.errors import CollateralError, RevokedError, VerificationError
 from sealwright.evidence.software import Claims, SoftwareQuote
+from sealwright.verify.verified import MADE_BY_VERIFY, CollateralUse, Proof, Verified
 
-_ONLY_HERE = object()
 _T = TypeVar("_T", bound=x509.ExtensionType)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VerifiedSoftware:
-    """A quote whose signature, chain and report data hold. Made by `verify_software` alone."""
+class VerifiedSoftware(Verified):
+    """A quote whose signature, chain and report data hold; `root` is the machine's quoting root."""
 
-    root_fingerprint: bytes  # SHA-256 of the root certificate, 32 bytes
-    registers: tuple[bytes, bytes]  # code, config_digest
-    report_data: bytes  # 64 bytes
     claims: Claims
     stated: tuple[str, ...]  # claims that rest on the word of the measured code
-    quoter: str  # version
-    boot_id: str
-    start_time: int  # clock ticks since boot
-    crl_next_update: datetime
-    _made_by: object
-
-    def __post_init__(self) -> None:
-        if self._made_by is not _ONLY_HERE:
-            raise TypeError("a VerifiedSoftware is made by verify_software alone")
 
 
 def verify_software(
@@ -66,20 +56,32 @@ def verify_software(
     # 3. The quoting certificate.
     quoting_key = _quoting_key(endorsement, at)
     # 4. Revocation.
-    next_update = _check_crl(endorsement, root_key, at)
+    crl = _check_crl(endorsement, root_key, at)
     # 5. The signature, over the bytes as received.
     _check_signature(quoting_key, quote)
+    root = endorsement.root_fingerprint()
     return VerifiedSoftware(
-        root_fingerprint=endorsement.root_fingerprint(),
-        registers=body.registers,
+        platform="software",
         report_data=body.report_data,
+        registers=dict(zip(("code", "config"), body.registers, strict=True)),
+        facts={**body.claims.to_json()},
+        conditions=(),
+        proofs=(
+            Proof(what="quote of one process", by="the quoting key of this start of the quoter"),
+            Proof(
+                what="quoting key",
+                by=f"quoting root {root.hex()[:16]}… of one machine",
+                until=endorsement.unverified_quoting.not_valid_after_utc,
+            ),
+        ),
+        not_proved=("anything against the machine's administrators: this is a stand-in",),
+        collateral=(crl,),
+        root=root,
+        vendor_root=False,
+        until=crl.next_update,
         claims=body.claims,
         stated=body.stated,
-        quoter=body.quoter,
-        boot_id=body.boot_id,
-        start_time=body.start_time,
-        crl_next_update=next_update,
-        _made_by=_ONLY_HERE,
+        _made_by=MADE_BY_VERIFY,
     )
 
 
@@ -112,7 +114,7 @@ def _quoting_key(endorsement: SoftwareEndorsement, at: datetime) -> ec.EllipticC
 
 def _check_crl(
     endorsement: SoftwareEndorsement, root_key: ec.EllipticCurvePublicKey, at: datetime
-) -> datetime:
+) -> CollateralUse:
     crl = endorsement.unverified_crl
     if crl.issuer != endorsement.unverified_root.subject or not _holds(
         lambda: crl.is_signature_valid(root_key)
@@ -130,7 +132,13 @@ def _check_crl(
     serial = endorsement.unverified_quoting.serial_number
     if crl.get_revoked_certificate_by_serial_number(serial) is not None:
         raise RevokedError("the quoting key was revoked", code="quoting-key-revoked", stage="crl")
-    return next_update
+    return CollateralUse(
+        kind="software-crl",
+        digest=sha256(crl.public_bytes(Encoding.DER)).digest(),
+        issued=crl.last_update_utc,
+        next_update=next_update,
+        age_s=int((at - crl.last_update_utc).total_seconds()),
+    )
 
 
 def _check_signature(key: ec.EllipticCurvePublicKey, quote: SoftwareQuote) -> None:

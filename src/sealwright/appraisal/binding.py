@@ -1,0 +1,56 @@
+"""How a register holds `config_digest`: as it is, zero-padded, or as its one extend. Spec: docs/spec/appraisal.md.
+
+Which register holds it is said by the policy, never by the evidence.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from dataclasses import dataclass
+from hashlib import sha256, sha384
+
+from sealwright.errors import SettingsError, VerificationError
+
+DIGEST_BYTES = 32
+_PCR, _RTMR = re.compile(r"(?:vtpm\.)?pcr\d{1,2}"), re.compile(r"rtmr[0-3]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigBinding:
+    """A register's name and what it holds; `b""` where the evidence does not have it."""
+
+    register: str
+    held: bytes
+
+    @property
+    def digest(self) -> bytes:
+        """The config digest (32 bytes) where it can be read off; empty where it can only be compared."""
+        if self.register in ("config", "host_data"):
+            return self.held
+        return self.held[:DIGEST_BYTES] if self.register == "mrconfigid" else b""
+
+    def check(self, config_digest: bytes, *, code: str = "config-digest-mismatch", stage: str) -> None:
+        """Prove that this register was given exactly `config_digest` (32 bytes), and nothing else.
+
+        Raises:
+            VerificationError: as `code`.
+        """
+        if len(config_digest) != DIGEST_BYTES:
+            raise ValueError("a config digest has 32 bytes")
+        if not hmac.compare_digest(self.held, self._wanted(config_digest)):
+            raise VerificationError("the config is not the one that was measured", code=code, stage=stage)
+
+    def _wanted(self, config_digest: bytes) -> bytes:
+        name, size = self.register, len(self.held)
+        if name in ("config", "host_data"):
+            return config_digest
+        if name == "mrconfigid":
+            return config_digest.ljust(48, b"\0")
+        if _RTMR.fullmatch(name):
+            return sha384(bytes(48) + config_digest.ljust(48, b"\0")).digest()
+        if _PCR.fullmatch(name):
+            return (sha256 if size == sha256().digest_size else sha384)(bytes(size) + config_digest).digest()
+        raise SettingsError(
+            f"register {name!r} cannot hold a config digest", code="config-register", stage="policy"
+        )
