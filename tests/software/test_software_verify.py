@@ -70,7 +70,7 @@ def test_the_result_says_what_was_proved(platform: SoftwareTestPlatform) -> None
 
 
 def test_only_the_verifier_makes_a_result() -> None:
-    with pytest.raises(TypeError, match="sealwright.verify alone"):
+    with pytest.raises(TypeError, match=r"sealwright\.verify alone"):
         VerifiedSoftware(
             platform="software", report_data=REPORT, registers={}, facts={}, conditions=(), proofs=(), root=b"",
             vendor_root=False, claims=None, stated=(), _made_by=object(),  # type: ignore[arg-type]

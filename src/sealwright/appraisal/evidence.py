@@ -35,7 +35,7 @@ def appraise_evidence(
     """
     rules.check_time(at)
     given = Context(at=at, signatures=signatures)
-    own = rules.platforms.rules(envelope.type)
+    own = rules.platforms.rules(envelope.type, at)
     try:
         verified = verify_evidence(
             envelope,

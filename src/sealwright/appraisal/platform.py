@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Protocol
 
 from sealwright.appraisal.binding import ConfigBinding
@@ -42,6 +43,10 @@ class Rules(Protocol):
         """The register that holds `config_digest`."""
         ...
 
+    def prepared(self, platform: str, at: datetime) -> Rules:
+        """Return these rules with their reference values opened."""
+        ...
+
     def context(self, given: Context) -> Context:
         """Return what a verification for this policy assumes."""
         ...
@@ -60,10 +65,14 @@ class Platforms(Record):
 
     software: SoftwareRules | None = None
 
-    def rules(self, platform: str) -> Rules | None:
-        """Return the rules of a platform; None: it is not named."""
+    def rules(self, platform: str, at: datetime) -> Rules | None:
+        """Return the rules of a platform, as they are at `at`; None: it is not named.
+
+        Raises:
+            SettingsError, VerificationError, CollateralError: its reference values do not count.
+        """
         found: Rules | None = getattr(self, platform.replace("-", "_"), None)
-        return found
+        return None if found is None else found.prepared(platform, at)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

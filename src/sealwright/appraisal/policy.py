@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from sealwright.appraisal.config import ConfigRules
 from sealwright.appraisal.platform import Platforms
-from sealwright.appraisal.yaml import load_yaml
+from sealwright.appraisal.signed import (
+    POLICY,
+    TRUST,
+    Signers,
+    check_succession,
+    is_signed,
+    unverified_payload,
+)
+from sealwright.appraisal.yaml import MAX_YAML, load_yaml
 from sealwright.crypto.document import Bytes32, Digest, Document, Name, Time, validated
 from sealwright.errors import CollateralError, SettingsError
 
@@ -28,6 +36,40 @@ class _Rules(Document):
     expires: Time
     platforms: Platforms
     config: ConfigRules
+    signers: Signers | None = None  # who signs the next version; none: whoever may write the file
+
+    _PAYLOAD_TYPE: ClassVar[str]
+
+    @classmethod
+    def load(cls, raw: bytes) -> Self:
+        """Return the document in `raw`: YAML, or DSSE signed by the threshold of signers that it names itself.
+
+        Raises:
+            SettingsError: not in its format. VerificationError: signed, but not by its own signers.
+        """
+        if not is_signed(raw):
+            return validated(cls, load_yaml(raw), SettingsError)
+        envelope, payload = unverified_payload(raw)
+        document = cls.parse(payload, limit=MAX_YAML, error=SettingsError)
+        if document.signers is None:
+            raise SettingsError("a signed document names its signers", code="signers-missing")
+        document.signers.check(envelope, cls._PAYLOAD_TYPE, stage="signers")
+        return document
+
+    def succeeded_by(self, raw: bytes, *, at: datetime) -> Self:
+        """Return the new version in `raw`, proved to be allowed to take the place of this one.
+
+        Raises:
+            SettingsError, VerificationError: not in its format, not signed by the threshold of our signers and of
+                its own, or `version-rollback`. CollateralError: not in force at `at`.
+        """
+        new = self.load(raw)
+        envelope = unverified_payload(raw)[0] if is_signed(raw) else None
+        check_succession(
+            envelope, self._PAYLOAD_TYPE, old=self.signers, old_version=self.version, version=new.version
+        )
+        new.check_time(at)
+        return new
 
     @model_validator(mode="after")
     def _dates(self) -> Self:
@@ -61,10 +103,7 @@ class KeyPolicy(_Rules):
     format: Literal["sealwright-policy/v1"] = "sealwright-policy/v1"
     lease_s: Annotated[int, Field(ge=2, le=LONGEST_LEASE_S)] = 600
 
-    @classmethod
-    def load(cls, raw: bytes) -> Self:
-        """Return the policy in YAML `raw`. Raises SettingsError."""
-        return validated(cls, load_yaml(raw), SettingsError)
+    _PAYLOAD_TYPE = POLICY
 
 
 def _default_suites() -> list[SuiteName]:
@@ -87,7 +126,4 @@ class TrustFile(_Rules):
     longest_lease_s: Annotated[int, Field(ge=1, le=LONGEST_LEASE_S)] = 3600
     oldest_evidence_s: Annotated[int, Field(ge=1, le=LONGEST_LEASE_S)] = 3600
 
-    @classmethod
-    def load(cls, raw: bytes) -> Self:
-        """Return the trust file in YAML `raw`. Raises SettingsError."""
-        return validated(cls, load_yaml(raw), SettingsError)
+    _PAYLOAD_TYPE = TRUST

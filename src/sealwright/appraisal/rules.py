@@ -5,32 +5,19 @@ Each platform adds its own in a module of its name. Spec: docs/spec/appraisal.md
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from datetime import timedelta
-from typing import Annotated, Any
+from datetime import datetime, timedelta
+from typing import Annotated, Any, Self
 
-from pydantic import Field, PlainSerializer, PlainValidator
+from pydantic import Field, PrivateAttr
 
+from sealwright.appraisal.hexbytes import HexBytes
+from sealwright.appraisal.reference import ReferenceRule, ReferenceValues
 from sealwright.crypto.document import Digest, Record
-from sealwright.crypto.encoding import hex_decode
-from sealwright.errors import AppraisalFailure, FormatError
+from sealwright.errors import AppraisalFailure, SettingsError
 from sealwright.verify.context import CollateralKind, Context, Tolerance
 from sealwright.verify.verified import Verified
-
-
-def _hex(value: object) -> bytes:
-    if isinstance(value, bytes):
-        return value
-    if not isinstance(value, str):
-        raise ValueError("hex text is wanted")
-    try:
-        return hex_decode(value)
-    except FormatError as exc:
-        raise ValueError(str(exc)) from None
-
-
-HexBytes = Annotated[bytes, PlainValidator(_hex), PlainSerializer(bytes.hex, return_type=str)]
 
 
 class OutageRule(Record):
@@ -49,9 +36,30 @@ class HardwareRules(Record):
 
     registers: Annotated[dict[str, list[HexBytes]], Field(max_length=64)] = Field(default_factory=dict)
     config_register: Annotated[str, Field(max_length=32)] = ""  # holds config_digest; empty: none does
+    reference: ReferenceRule | None = None  # signed reference values; one of them has to match as a whole
     admit: Annotated[list[str], Field(max_length=64)] = Field(default_factory=list)  # conditions, by code
     roots: Annotated[list[Digest], Field(max_length=64)] = Field(default_factory=list)
     outage: dict[CollateralKind, OutageRule] = Field(default_factory=dict)
+    _builds: tuple[ReferenceValues, ...] = PrivateAttr(default=())
+
+    def prepared(self, platform: str, at: datetime) -> Self:
+        """Return these rules with their reference values proved to be signed and in force at `at`.
+
+        Raises:
+            SettingsError, VerificationError, CollateralError: see `ReferenceRule.opened`.
+        """
+        if self.reference is None:
+            return self
+        builds = tuple(self.reference.opened(platform, at))
+        registers = {self.config_register, *(build.config_register for build in builds)} - {""}
+        if len(registers) > 1:
+            raise SettingsError(
+                f"reference values and policy disagree on the config's register: {sorted(registers)}",
+                code="config-register",
+            )
+        copy = self.model_copy(update={"config_register": next(iter(registers), "")})
+        copy._builds = builds
+        return copy
 
     def context(self, given: Context) -> Context:
         """Return what a verification for these rules assumes: `given`, with their roots and outage policy."""
@@ -60,34 +68,33 @@ class HardwareRules(Record):
 
     def names_code(self, verified: Verified) -> bool:
         """Say whether registers are listed, and all of them hold what is listed."""
-        return bool(self.registers) and all(
-            verified.registers.get(name) in values for name, values in self.registers.items()
-        )
+        listed = bool(self.registers) or bool(self._builds)
+        return listed and not any(self._measurements(verified.registers))
 
     def failures(self, verified: Any) -> Iterator[AppraisalFailure]:
         """Yield every reason to refuse `verified`: what all platforms refuse alike, then this one's own."""
-        yield from self._conditions(verified)
+        for condition in verified.conditions:
+            if condition.code not in self.admit:
+                yield AppraisalFailure(condition.text, code=condition.code)
         if not verified.vendor_root and verified.root not in self.roots:
             text = f"root {verified.root.hex()[:16]}… is not the vendor's, and the policy does not name it"
             yield AppraisalFailure(text, code="root-not-allowed")
-        yield from self._registers(verified)
+        yield from self._measurements(verified.registers)
         yield from self.refusals(verified)
 
     def refusals(self, verified: Any) -> Iterator[AppraisalFailure]:
         """Yield every reason of this platform's own to refuse `verified`; overridden by each platform."""
         yield from ()
 
-    def _conditions(self, verified: Verified) -> Iterator[AppraisalFailure]:
-        for condition in verified.conditions:
-            if condition.code not in self.admit:
-                yield AppraisalFailure(condition.text, code=condition.code)
-
-    def _registers(self, verified: Verified) -> Iterator[AppraisalFailure]:
+    def _measurements(self, registers: Mapping[str, bytes]) -> Iterator[AppraisalFailure]:
         for name, values in self.registers.items():
-            found = verified.registers.get(name)
-            if found is None:
+            if name not in registers:
                 text = f"the evidence has no register {name}, which the policy asks for"
                 yield AppraisalFailure(text, code="register-missing")
-            elif found not in values:
-                text = f"register {name} is {found.hex()[:16]}…, which the policy does not list"
+            elif registers[name] not in values:
+                text = f"register {name} is {registers[name].hex()[:16]}…, which the policy does not list"
                 yield AppraisalFailure(text, code="measurement-not-allowed")
+        closest = min((build.matches(registers) for build in self._builds), key=len, default=[])
+        if closest:
+            text = f"no build of the reference values matches; the closest differs in {', '.join(closest)}"
+            yield AppraisalFailure(text, code="measurement-not-allowed")

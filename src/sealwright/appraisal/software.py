@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import Annotated
 
 from pydantic import Field
@@ -40,6 +41,10 @@ class SoftwareRules(Record):
     def config_register(self) -> str:
         """The quoter's register 1."""
         return "config"
+
+    def prepared(self, platform: str, at: datetime) -> SoftwareRules:
+        """Return these rules: they have no reference values to open."""
+        return self
 
     def context(self, given: Context) -> Context:
         """Return what a verification assumes: of this platform, nothing more than was given."""

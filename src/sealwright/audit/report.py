@@ -125,7 +125,7 @@ def check_bundle(raw: bytes, *, rules: Rules | None, nonce: bytes | None, at: da
     expected = None if nonce is None else _serve(nonce, config, keyset, envelope)
     genuine = _genuine(envelope, expected, at, rules, NOTHING_GIVEN)
     report = _of(BUNDLE, genuine)
-    _check_config(report, genuine, rules, config)
+    _check_config(report, genuine, rules, config, at)
     _freshness(report, nonce is not None, "nonce, and with it the keyset")
     report.not_checked.append("lease, broker and result (they need a trust file and the nonce)")
     report.details["keyset_digest"] = keyset.digest().hex()
@@ -186,7 +186,7 @@ def _genuine(
     envelope: EvidenceEnvelope, expected: bytes | None, at: datetime, rules: Rules | None, given: Given
 ) -> Verified:
     context = Context(at=at, outage=given.outage)
-    own = None if rules is None else rules.platforms.rules(envelope.type)
+    own = None if rules is None else rules.platforms.rules(envelope.type, at)
     return verify_evidence(
         envelope,
         expected_report_data=unverified_report_data(envelope) if expected is None else expected,
@@ -222,9 +222,11 @@ def _of(kind: str, genuine: Verified) -> Report:
     )
 
 
-def _check_config(report: Report, genuine: Verified, rules: Rules | None, config: EnclaveConfig) -> None:
+def _check_config(
+    report: Report, genuine: Verified, rules: Rules | None, config: EnclaveConfig, at: datetime
+) -> None:
     """Prove that the config was measured, where it is known which register holds it."""
-    own = None if rules is None else rules.platforms.rules(genuine.platform)
+    own = None if rules is None else rules.platforms.rules(genuine.platform, at)
     register = "config" if genuine.platform == "software" else "" if own is None else own.config_register
     if not register:
         report.not_checked.append("whether the config was measured (only a policy says where)")

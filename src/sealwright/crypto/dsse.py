@@ -83,12 +83,17 @@ class Envelope:
         return canonical({"payload": payload, "payloadType": self.payload_type, "signatures": signatures})
 
     def verify(
-        self, payload_type: str, keys: Iterable[Ed25519PublicKey], *, stage: str = "signature"
+        self,
+        payload_type: str,
+        keys: Iterable[Ed25519PublicKey],
+        *,
+        threshold: int = 1,
+        stage: str = "signature",
     ) -> bytes:
-        """Return the payload, proved to be signed as `payload_type` by one of `keys`.
+        """Return the payload, proved to be signed as `payload_type` by `threshold` different keys of `keys`.
 
         Raises:
-            VerificationError: another type, no signature by a trusted key, or one that fails.
+            VerificationError: another type, too few signatures by trusted keys, or one that fails.
         """
         if self.payload_type != payload_type:
             raise VerificationError(
@@ -96,10 +101,13 @@ class Envelope:
                 code="wrong-payload-type",
                 stage=stage,
             )
+        if threshold < 1:
+            raise ValueError("at least one signature has to be wanted")
         trusted = {key_id(key): key for key in keys}
         message = pae(payload_type, self.unverified_payload)
+        signers: set[str] = set()
         for name, signature in self.signatures:
-            if name not in trusted:
+            if name not in trusted or len(signers) == threshold:
                 continue
             try:
                 trusted[name].verify(signature, message)
@@ -107,8 +115,15 @@ class Envelope:
                 raise VerificationError(
                     f"the signature by key {name[:16]}… does not hold", code="bad-signature", stage=stage
                 ) from None
-            return self.unverified_payload
-        raise VerificationError("no signature by a trusted key", code="untrusted-signer", stage=stage)
+            signers.add(name)
+        if len(signers) < threshold:
+            text = (
+                "no signature by a trusted key"
+                if not signers
+                else f"{len(signers)} of {threshold} signatures"
+            )
+            raise VerificationError(text, code="untrusted-signer", stage=stage)
+        return self.unverified_payload
 
 
 def _b64(text: str, error: type[FormatError]) -> bytes:
