@@ -25,6 +25,8 @@ demo:
 test:
 	@$(PYTHON) scripts/setup.py .venv test model
 	@$(PYTHON) scripts/setup.py .venv-openai2 openai2
+	@$(PYTHON) scripts/system.py swtpm swtpm-tools
+	@$(BIN)/python scripts/real_evidence.py --optional
 	$(BIN)/pytest -n 2 --dist loadfile
 
 check:

@@ -101,6 +101,7 @@ def test_rows_of_another_shape_and_dead_benchmarks_are_refused(
         "log.py --size 2000",
         "sealing.py --size 4 --turns 1",
         "transport.py --rounds 1 --streams 16 --frames 1000",
+        "verify.py --turns 1 --memory 0",
     ],
 )
 def test_every_benchmark_still_runs(command: str) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from tests.vector_files import vector_path
 
 from sealwright.cli import main
 
@@ -22,6 +24,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 _BLOCK = re.compile(r"^<!-- test -->\n```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 _STEP = re.compile(r"^<!-- run -->\n```sh\n(.*?)^```$(?:\n```text\n(.*?)^```$)?", re.MULTILINE | re.DOTALL)
+_EVIDENCE = "<!-- needs: real evidence -->"  # such a page finds it in the folder `evidence`
 _PORTS = ("8420", "8443")  # what pages listen on; a test takes free ones
 _LIMIT_S = 180
 
@@ -86,7 +89,12 @@ def test_example(
 @pytest.mark.skipif(sys.platform != "linux", reason="enclaves and brokers run on Linux")
 @pytest.mark.parametrize("page", RUN, ids=lambda path: path.name)
 def test_page(page: Path, tmp_path: Path) -> None:
-    wanted = steps(page.read_text("utf-8"), {name: str(_free_port()) for name in _PORTS})
+    text = page.read_text("utf-8")
+    if _EVIDENCE in text:
+        evidence = vector_path("tdx/dcap-qvl/tdx_quote").parents[2]
+        (tmp_path / "page").mkdir()
+        shutil.copytree(evidence / "tdx/dcap-qvl", tmp_path / "page/evidence/tdx/dcap-qvl")
+    wanted = steps(text, {name: str(_free_port()) for name in _PORTS})
     said, ended = run_steps(wanted, tmp_path)
     for step, got in zip(wanted, said, strict=False):
         assert matches(step.output, got), f"{step.script}\nwanted:\n{step.output}\ngot:\n{got}"
@@ -107,7 +115,7 @@ def run_steps(wanted: list[Step], folder: Path) -> tuple[list[str], int]:
     }
     printed = folder / "printed"
     work = folder / "page"
-    work.mkdir()
+    work.mkdir(exist_ok=True)
     with printed.open("wb") as out:
         bash = subprocess.Popen(
             ["bash", "-e", "-c", script],

@@ -14,6 +14,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from joserfc import jwt
+from tests.nvidia.support import NONCE, nvidia
 from tests.protocol.support import ec_key
 
 from sealwright.appraisal.ear import LIFE, PROFILE, ear_digest, issue_ear, verify_ear
@@ -143,6 +144,14 @@ def test_nobody_else_is_admitted_by_a_policy_of_another_machine() -> None:
     envelope = other.quote(BOUND, (CODE, CONFIG))
     found = appraise_evidence(envelope, loaded(), expected_report_data=BOUND, at=NOW)
     assert codes(found) == ["quoting-root-not-allowed"]
+
+
+def test_devices_are_refused_where_nobody_says_which_nonce_they_answer() -> None:
+    device = nvidia().evidence(nvidia().device(), NONCE)
+    envelope = PLATFORM.quote(BOUND, (CODE, CONFIG)).model_copy(update={"devices": (device,)})
+    with pytest.raises(VerificationError) as caught:
+        appraise_evidence(envelope, loaded(), expected_report_data=BOUND, at=NOW)
+    assert (caught.value.code, caught.value.stage) == ("report-data-mismatch", "nonce")
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,7 @@ def _boot(world: World, host: Host) -> tuple[BrokerClient, Identity, EnclaveCloc
     config, workload = world.config(), world.workload(extra_fds={})
     clock = EnclaveClock(lambda: host.elapsed)
     identity = Identity(
+        platform="software",
         config=config,
         config_bytes=config.encode(),
         config_digest=config.digest(),

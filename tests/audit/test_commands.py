@@ -17,6 +17,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from tests.audit.support import Audited
 from tests.client.support import Served, fake_enclave
+from tests.nvidia.support import NONCE, nvidia
 
 from sealwright.cli import main
 from sealwright.crypto.encoding import b64url, rfc3339
@@ -94,6 +95,26 @@ def test_verify_without_trust_says_what_was_not_checked(
     assert any("lease" in item for item in said["not_checked"])
 
 
+def test_what_stands_beside_the_evidence_of_a_bundle_is_not_passed_over(
+    files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device = nvidia().evidence(nvidia().device(), NONCE).to_json()
+    vtpm = {"type": "tpm", "evidence": b64url(b"any"), "endorsements": []}
+    for part, word in (({"devices": [device]}, "devices"), ({"vtpm": vtpm}, "vTPM")):
+        evidence = files.world.bundle.evidence | part
+        bundle = files.world.bundle.model_copy(update={"evidence": evidence})
+        file = files.write("with.json", bundle.encode())
+        code, said = run(capsys, "verify", file)
+        assert code == 0, said
+        assert any(word in item for item in said["not_checked"])
+    bundle = files.world.bundle.model_copy(
+        update={"evidence": files.world.bundle.evidence | {"devices": [device]}}
+    )
+    file = files.write("with.json", bundle.encode())
+    code, said = run(capsys, "verify", file, "--policy", files.policy)
+    assert (code, said["error"]["code"]) == (10, "unknown-root")  # the fake NVIDIA is nobody's root here
+
+
 def test_verify_refuses_with_the_documented_exit_codes(
     files: Files, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,7 +124,7 @@ def test_verify_refuses_with_the_documented_exit_codes(
     junk = files.write("junk", b"no json")
     strange = files.write("strange", b'{"format":"x"}')
     for code, name, args in (
-        (65, "malformed-json", [junk]),
+        (65, "unknown-format", [junk]),
         (65, "unknown-format", [strange]),
         (10, "report-data-mismatch", [files.evidence, "--report-data", "00" * 64]),
         (10, "report-data-mismatch", [files.bundle, "--trust", files.trust, "--nonce", "00" * 32]),

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from sealwright.cli import _probes, main
+from sealwright.attester.detect import detect
+from sealwright.cli import _probes, doctor, main
 from sealwright.cli.doctor import _lines
+from sealwright.testing.machines import MACHINES, lay_out
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="issue 2: enclaves are Linux only")
 
@@ -37,9 +39,44 @@ def test_each_lack_names_the_command_that_mends_it(monkeypatch: pytest.MonkeyPat
 
 
 @linux
-def test_a_device_is_found_only_where_it_can_be_opened(tmp_path: Path) -> None:
-    assert _probes._device("d", str(tmp_path / "none"), tee=True).ok is None
-    assert _probes._device("d", str(tmp_path), tee=True).ok is True
+@pytest.mark.filterwarnings("ignore::sealwright.testing.software.FakePlatformWarning")
+@pytest.mark.parametrize(
+    ("name", "closed", "finding", "ok"),
+    [
+        ("gcp snp", (), "AMD SEV-SNP guest", True),
+        ("gcp snp", ("sys/kernel/config/tsm/report",), "AMD SEV-SNP guest", False),
+        ("gcp tdx", (), "Intel TDX guest", True),
+        ("nitro enclave", (), "AWS Nitro enclave", True),
+        ("nitro enclave", ("dev/nsm",), "AWS Nitro enclave", False),
+        ("gramine", (), "Intel SGX (Gramine)", True),
+        ("laptop", (), "TPM", True),
+        ("plain vm", (), "AMD SEV-SNP guest", None),
+        ("gpu box", (), "NVIDIA driver", False),
+        ("snp host", (), "hint", None),
+    ],
+)
+def test_hardware_is_found_only_where_it_can_be_used(
+    tmp_path: Path, name: str, closed: tuple[str, ...], finding: str, ok: bool | None
+) -> None:
+    found = detect(lay_out(tmp_path, MACHINES[name], closed=closed))
+    (row,) = [row for row in _probes.hardware(found) if row.name == finding]
+    assert row.ok is ok
+    assert bool(row.mend) is (ok is False or finding == "hint")
+
+
+@linux
+@pytest.mark.filterwarnings("ignore::sealwright.testing.software.FakePlatformWarning")
+def test_the_verdict_names_the_protection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine = lay_out(tmp_path, MACHINES["gcp tdx"])
+    monkeypatch.setattr(doctor, "detect", lambda: detect(machine))
+    assert main(["doctor", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["tee"] == ["Intel TDX guest"]
+    assert (result["hardware"]["cloud"], result["hardware"]["virtual"]) == ("gcp", True)
+    platforms = [(each["platform"], each["ready"]) for each in result["hardware"]["platforms"]]
+    assert platforms == [("tdx", True), ("tpm", True)]
 
 
 def test_another_system_is_told_what_it_can_do(monkeypatch: pytest.MonkeyPatch) -> None:

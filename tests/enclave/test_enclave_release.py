@@ -71,6 +71,7 @@ def _session(world: World, elapsed: Callable[[], float] = lambda: 0.0) -> Sessio
     config = world.config()
     workload = world.workload(extra_fds={})
     identity = Identity(
+        platform="software",
         config=config,
         config_bytes=config.encode(),
         config_digest=config.digest(),
@@ -213,6 +214,7 @@ def test_an_old_session_replayed_cannot_turn_enclave_time_back(world: World, wir
     config, workload = world.config(), world.workload(extra_fds={})
     clock = EnclaveClock(lambda: now[0])
     identity = Identity(
+        platform="software",
         config=config,
         config_bytes=config.encode(),
         config_digest=config.digest(),

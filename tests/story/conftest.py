@@ -41,7 +41,7 @@ def _running(folder: Path, *, lease_s: int = LEASE_S) -> Iterator[Target]:
         resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # some attacks end it
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     """The installation that is attacked and talked to."""
     with _running(tmp_path_factory.mktemp("stand")) as target:

@@ -13,7 +13,24 @@ from hashlib import sha256, sha384
 from sealwright.errors import SettingsError, VerificationError
 
 DIGEST_BYTES = 32
+# `mrenclave`: the policy says which config the measured manifest of an enclave holds.
+_AS_IT_IS = frozenset({"config", "host_data", "mrenclave"})
+# Software in the guest can set these back at any time (16, 23), or after a late launch (17 to 22): TCG PC Client
+# Platform TPM Profile, table of PCR attributes. The registers of a Nitro enclave have these numbers too, and no reset.
+_RESETTABLE = frozenset(f"pcr{number}" for number in range(16, 24))
+_TPMS = frozenset({"tpm", "vtpm", "az-snp-vtpm", "az-tdx-vtpm", "nitrotpm"})
 _PCR, _RTMR = re.compile(r"(?:vtpm\.)?pcr\d{1,2}"), re.compile(r"rtmr[0-3]")
+
+
+def resettable(platform: str, register: str) -> bool:
+    """Say whether what a register held before can be put away: then its one extend says nothing of what runs.
+
+    Args:
+        platform: as policies name it, or `nitrotpm`.
+        register: behind `vtpm.` the one of a vTPM.
+    """
+    of_tpm = platform in _TPMS or register.startswith("vtpm.")
+    return of_tpm and register.removeprefix("vtpm.") in _RESETTABLE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +43,7 @@ class ConfigBinding:
     @property
     def digest(self) -> bytes:
         """The config digest (32 bytes) where it can be read off; empty where it can only be compared."""
-        if self.register in ("config", "host_data"):
+        if self.register in _AS_IT_IS:
             return self.held
         return self.held[:DIGEST_BYTES] if self.register == "mrconfigid" else b""
 
@@ -43,7 +60,7 @@ class ConfigBinding:
 
     def _wanted(self, config_digest: bytes) -> bytes:
         name, size = self.register, len(self.held)
-        if name in ("config", "host_data"):
+        if name in _AS_IT_IS:
             return config_digest
         if name == "mrconfigid":
             return config_digest.ljust(48, b"\0")

@@ -48,7 +48,35 @@ def issue_ear(
         policies: digests (32 bytes) of the policies it was appraised against.
         at: time of issue.
     """
-    submodule = {
+    own = {
+        "config_digest": config_digest.hex(),
+        "keyset_digest": keyset_digest.hex(),
+        "evidence_digest": evidence_digest.hex(),
+    }
+    main = submodule(appraisal, policies=policies, own=own)
+    submods = {"cpu0": main} | {name: submodule(part) for name, part in appraisal.parts.items()}
+    claims = {
+        "eat_profile": PROFILE,
+        "iat": int(at.timestamp()),
+        "exp": int((at + LIFE).timestamp()),
+        "eat_nonce": b64url(nonce),
+        "ear_status": appraisal.status,
+        "ear_verifier_id": {"developer": "sealwright", "build": build},
+        "submods": submods,
+    }
+    return jwt.encode({"alg": "ES256", "typ": "eat-claims+jwt"}, claims, key, algorithms=["ES256"])
+
+
+def submodule(
+    appraisal: Appraisal, *, policies: Sequence[bytes] = (), own: Mapping[str, object] | None = None
+) -> dict[str, Any]:
+    """Return the claims about one part of the evidence: draft names, and ours under `sealwright`.
+
+    Args:
+        policies: digests (32 bytes) of the policies it was appraised against.
+        own: further members of ours, or other values of those.
+    """
+    return {
         "ear_status": appraisal.status,
         "ear_trustworthiness_vector": dict(appraisal.vector),
         "ear_appraisal_policy_ids": [digest.hex() for digest in policies],
@@ -57,23 +85,11 @@ def issue_ear(
             "confidential": appraisal.confidential,
             "allowed": not appraisal.failures,
             "failures": [failure.code for failure in appraisal.failures],
-            "config_digest": config_digest.hex(),
             "code": appraisal.code.hex(),
-            "keyset_digest": keyset_digest.hex(),
-            "evidence_digest": evidence_digest.hex(),
-            "claims": dict(appraisal.claims),
+            "claims": appraisal.claims,
+            **(own or {}),
         },
     }
-    claims = {
-        "eat_profile": PROFILE,
-        "iat": int(at.timestamp()),
-        "exp": int((at + LIFE).timestamp()),
-        "eat_nonce": b64url(nonce),
-        "ear_status": appraisal.status,
-        "ear_verifier_id": {"developer": "sealwright", "build": build},
-        "submods": {"cpu0": submodule},
-    }
-    return jwt.encode({"alg": "ES256", "typ": "eat-claims+jwt"}, claims, key, algorithms=["ES256"])
 
 
 def verify_ear(token: str, key: ECKey, *, at: datetime | None) -> Ear:

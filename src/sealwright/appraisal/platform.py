@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
-from sealwright.appraisal.binding import ConfigBinding
+from pydantic import ConfigDict, Field, model_validator
+
+from sealwright.appraisal.azure import AzSnpRules, AzTdxRules
+from sealwright.appraisal.binding import ConfigBinding, resettable
+from sealwright.appraisal.nitro import NitroRules
+from sealwright.appraisal.nvgpu import GpuRules
+from sealwright.appraisal.rego_engine import Engine
+from sealwright.appraisal.sgx import SgxRules
+from sealwright.appraisal.snp import SnpRules
 from sealwright.appraisal.software import SoftwareRules
-from sealwright.appraisal.vector import status, worse
+from sealwright.appraisal.tdx import TdxRules
+from sealwright.appraisal.tpm import TpmRules
+from sealwright.appraisal.vector import status, worse, worst
 from sealwright.crypto.canonical import canonical_digest
 from sealwright.crypto.document import Record
 from sealwright.errors import AppraisalError, AppraisalFailure
@@ -17,17 +27,29 @@ from sealwright.verify.context import Context
 from sealwright.verify.verified import Fact, Verified
 
 # Registers that hold code rather than configuration: what `Appraisal.code` is made of.
-_CODE = {
+_CODE: dict[str, tuple[str, ...]] = {
     "software": ("code",),
     "snp": ("measurement",),
     "tdx": ("mrtd", "rtmr0", "rtmr1", "rtmr2"),
     "sgx": ("mrenclave", "mrsigner"),
-    "nitro": ("pcr0", "pcr1", "pcr2"),
+    "nitro": (
+        "pcr0",
+        "pcr1",
+        "pcr2",
+        "pcr4",
+        "pcr7",
+        "pcr8",
+        "pcr11",
+    ),  # enclaves, and instances with a NitroTPM
     "tpm": ("pcr4", "pcr7", "pcr9", "pcr11"),
     "az-snp-vtpm": ("measurement", "pcr4", "pcr7", "pcr9", "pcr11"),
     "az-tdx-vtpm": ("mrtd", "pcr4", "pcr7", "pcr9", "pcr11"),
 }
 _TEES = frozenset(_CODE) - {"software", "tpm"}
+# Their rules ask for more than one of these (SNP, TDX), or that each is listed or said to be unchecked (TPMs).
+_SAY_THEMSELVES = frozenset({"snp", "tdx", "tpm", "az-snp-vtpm", "az-tdx-vtpm"})
+_OPEN = frozenset({"debug", "profiling"})  # conditions in which the host may look into a TEE
+_DEVICES = frozenset({"nvgpu", "nvswitch"})  # mode and debug of these are conditions and rules of their own
 
 
 class Rules(Protocol):
@@ -43,16 +65,25 @@ class Rules(Protocol):
         """The register that holds `config_digest`."""
         ...
 
-    def prepared(self, platform: str, at: datetime) -> Rules:
-        """Return these rules with their reference values opened."""
+    def prepared(self, platform: str, at: datetime, *, engine: Engine | None = None) -> Rules:
+        """Return these rules with their reference values opened, and with what evaluates Rego."""
         ...
 
     def context(self, given: Context) -> Context:
         """Return what a verification for this policy assumes."""
         ...
 
+    @property
+    def listed(self) -> Collection[str]:
+        """The registers whose values are listed."""
+        ...
+
     def names_code(self, verified: Any) -> bool:
         """Say whether every register of code is listed."""
+        ...
+
+    def held_config(self, verified: Any) -> bytes:
+        """Return what the config's register holds."""
         ...
 
     def failures(self, verified: Any) -> Iterator[AppraisalFailure]:
@@ -61,18 +92,44 @@ class Rules(Protocol):
 
 
 class Platforms(Record):
-    """The platforms admitted; a platform that is not named is refused."""
+    """The platforms admitted; a platform that is not named is refused.
+
+    `vtpm` and `nvgpu` are asked for beside the platform's own evidence wherever they are named.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
 
     software: SoftwareRules | None = None
+    snp: SnpRules | None = None
+    tdx: TdxRules | None = None
+    sgx: SgxRules | None = None
+    nitro: NitroRules | None = None
+    tpm: TpmRules | None = None
+    az_snp_vtpm: AzSnpRules | None = Field(default=None, alias="az-snp-vtpm")
+    az_tdx_vtpm: AzTdxRules | None = Field(default=None, alias="az-tdx-vtpm")
+    vtpm: TpmRules | None = None
+    nvgpu: GpuRules | None = None
 
-    def rules(self, platform: str, at: datetime) -> Rules | None:
+    @model_validator(mode="after")
+    def _config_stays(self) -> Self:
+        for name, rules in self:
+            register = "" if rules is None else rules.config_register
+            is_tpm = isinstance(rules, NitroRules) and rules.document == "nitrotpm"
+            if resettable("nitrotpm" if is_tpm else name.replace("_", "-"), register):
+                raise ValueError(f"{register} cannot hold the config: it can be reset")
+        return self
+
+    def rules(self, platform: str, at: datetime, *, engine: Engine | None = None) -> Rules | None:
         """Return the rules of a platform, as they are at `at`; None: it is not named.
+
+        Args:
+            engine: what evaluates Rego; None: rules that have some refuse.
 
         Raises:
             SettingsError, VerificationError, CollateralError: its reference values do not count.
         """
         found: Rules | None = getattr(self, platform.replace("-", "_"), None)
-        return None if found is None else found.prepared(platform, at)
+        return None if found is None else found.prepared(platform, at, engine=engine)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +142,7 @@ class Appraisal:
     config: ConfigBinding
     code: bytes  # 32 bytes: the register, or SHA-256 of JCS {name: hex} of the registers that hold code
     claims: Mapping[str, Fact]
+    registers: Mapping[str, bytes] = field(default_factory=dict)
     failures: tuple[AppraisalFailure, ...]
     parts: Mapping[str, Appraisal] = field(default_factory=dict)  # vTPM and devices, by EAR submodule
 
@@ -99,10 +157,26 @@ class Appraisal:
             raise AppraisalError(self.failures)
 
 
+def together(appraisals: Sequence[Appraisal]) -> Appraisal:
+    """Return what several policies say of the same evidence: the worst of each claim, in every part, all failures."""
+    first, vectors = appraisals[0], [one.vector for one in appraisals]
+    return replace(
+        first,
+        vector=worst(vectors),
+        failures=tuple(dict.fromkeys(failure for one in appraisals for failure in one.failures)),
+        parts={name: together([one.parts[name] for one in appraisals]) for name in first.parts},
+    )
+
+
 def is_confidential(verified: Verified) -> bool:
-    """Say whether the host cannot look in: a TEE under its vendor's root, and not in debug mode."""
-    tee = verified.platform in _TEES and verified.vendor_root
-    return tee and not any(condition.code == "debug" for condition in verified.conditions)
+    """Say whether the host cannot look in: a TEE under its vendor's root, and not open to debugging or profiling."""
+    return _is_tee(verified) and not any(condition.code in _OPEN for condition in verified.conditions)
+
+
+def _is_tee(verified: Verified) -> bool:
+    # A NitroTPM attests what an instance booted, on any type of instance: its memory may be in the clear.
+    encrypted = verified.platform in _TEES and verified.facts.get("document") != "nitrotpm"
+    return encrypted and verified.vendor_root
 
 
 def appraise(verified: Verified, rules: Rules | None, *, require_hardware: bool) -> Appraisal:
@@ -112,16 +186,18 @@ def appraise(verified: Verified, rules: Rules | None, *, require_hardware: bool)
         rules: None: the policy does not name this platform.
         require_hardware: refuse what is not a TEE under its vendor's root, whatever the rules say.
     """
-    tee = verified.platform in _TEES and verified.vendor_root
+    tee = _is_tee(verified)
     failures = list(_refusals(verified, rules, tee or not require_hardware))
-    register = "" if rules is None else rules.config_register
     return Appraisal(
         platform=verified.platform,
         confidential=is_confidential(verified),
-        vector=_vector(verified, rules, tee=tee, allowed=not failures),
-        config=ConfigBinding(register=register, held=verified.registers.get(register, b"")),
+        vector=_vector(verified, rules, allowed=not failures),
+        config=ConfigBinding(register="", held=b"")
+        if rules is None
+        else ConfigBinding(register=rules.config_register, held=rules.held_config(verified)),
         code=_code(verified),
         claims=verified.facts,
+        registers=verified.registers,
         failures=tuple(failures),
     )
 
@@ -135,18 +211,22 @@ def _refusals(verified: Verified, rules: Rules | None, hardware: bool) -> Iterat
         yield AppraisalFailure(text, code="hardware-required")
     if rules is None:
         yield AppraisalFailure(f"the policy does not name platform `{name}`", code="platform-not-allowed")
-    else:
-        yield from rules.failures(verified)
+        return
+    yield from rules.failures(verified)
+    code = () if verified.platform in _SAY_THEMSELVES else _CODE.get(verified.platform, ())
+    if code and not set(code) & set(rules.listed):
+        text = f"the policy names no code: it lists no value of {' or '.join(code)}"
+        yield AppraisalFailure(text, code="no-code-named")
 
 
-def _vector(verified: Verified, rules: Rules | None, *, tee: bool, allowed: bool) -> dict[str, int]:
+def _vector(verified: Verified, rules: Rules | None, *, allowed: bool) -> dict[str, int]:
     known = verified.vendor_root or (rules is not None and verified.root in rules.roots)
     vector: dict[str, int] = {
         "instance-identity": 2 if known else 97,
         "configuration": 2 if allowed else 36,
         "executables": 2 if rules is not None and rules.names_code(verified) else 33,
-        "hardware": 2 if tee else 97,
-        "runtime-opaque": 2 if tee else 96,
+        "hardware": 2 if verified.vendor_root else 97,
+        "runtime-opaque": 2 if is_confidential(verified) or verified.platform in _DEVICES else 96,
     }
     for condition in verified.conditions:
         vector[condition.claim] = worse(vector.get(condition.claim, 2), condition.value)

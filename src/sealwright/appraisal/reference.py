@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from sealwright.appraisal.binding import resettable
 from sealwright.appraisal.hexbytes import HexBytes
 from sealwright.appraisal.signed import REFERENCE_VALUES, Signers
 from sealwright.crypto.canonical import canonical
@@ -41,6 +42,8 @@ class ReferenceValues(Document):
             raise ValueError("they expire before they are created")
         if not all(self.registers.values()):
             raise ValueError("a register without a value admits nothing")
+        if resettable(self.platform, self.config_register):
+            raise ValueError(f"{self.config_register} cannot hold the config: it can be reset")
         return self
 
     def check_time(self, at: datetime) -> None:

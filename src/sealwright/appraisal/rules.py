@@ -12,8 +12,10 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, PrivateAttr
 
-from sealwright.appraisal.hexbytes import HexBytes
+from sealwright.appraisal.hexbytes import HexBytes as HexBytes
 from sealwright.appraisal.reference import ReferenceRule, ReferenceValues
+from sealwright.appraisal.rego import RegoRule
+from sealwright.appraisal.rego_engine import Engine
 from sealwright.crypto.document import Digest, Record
 from sealwright.errors import AppraisalFailure, SettingsError
 from sealwright.verify.context import CollateralKind, Context, Tolerance
@@ -40,17 +42,27 @@ class HardwareRules(Record):
     admit: Annotated[list[str], Field(max_length=64)] = Field(default_factory=list)  # conditions, by code
     roots: Annotated[list[Digest], Field(max_length=64)] = Field(default_factory=list)
     outage: dict[CollateralKind, OutageRule] = Field(default_factory=dict)
+    rego: RegoRule | None = None  # one rule more, in Trustee's form; needs the extra `rego`
     _builds: tuple[ReferenceValues, ...] = PrivateAttr(default=())
+    _engine: Engine | None = PrivateAttr(default=None)
 
-    def prepared(self, platform: str, at: datetime) -> Self:
+    def prepared(self, platform: str, at: datetime, *, engine: Engine | None = None) -> Self:
         """Return these rules with their reference values proved to be signed and in force at `at`.
+
+        Args:
+            engine: what evaluates `rego`, such as `sealwright.client.rego_process.evaluate_apart`; None: it is refused.
 
         Raises:
             SettingsError, VerificationError, CollateralError: see `ReferenceRule.opened`.
         """
-        if self.reference is None:
-            return self
-        builds = tuple(self.reference.opened(platform, at))
+        found = self if self.reference is None else self._referring(self.reference, platform, at)
+        if self.rego is not None and engine is not None:
+            found = found.model_copy()
+            found._engine = engine
+        return found
+
+    def _referring(self, reference: ReferenceRule, platform: str, at: datetime) -> Self:
+        builds = tuple(reference.opened(platform, at))
         registers = {self.config_register, *(build.config_register for build in builds)} - {""}
         if len(registers) > 1:
             raise SettingsError(
@@ -66,13 +78,30 @@ class HardwareRules(Record):
         tolerances = {kind: rule.tolerance() for kind, rule in self.outage.items()}
         return replace(given, roots=given.roots | frozenset(self.roots), outage=tolerances)
 
+    @property
+    def listed(self) -> frozenset[str]:
+        """The registers whose values are listed, here or in every build of the reference values."""
+        inline = {name for name, values in self.registers.items() if values}
+        builds = [set(build.registers) for build in self._builds]
+        return frozenset(inline.union(set.intersection(*builds) if builds else set()))
+
     def names_code(self, verified: Verified) -> bool:
         """Say whether registers are listed, and all of them hold what is listed."""
-        listed = bool(self.registers) or bool(self._builds)
-        return listed and not any(self._measurements(verified.registers))
+        return bool(self.listed) and not any(self._measurements(verified.registers))
+
+    def held_config(self, verified: Verified) -> bytes:
+        """Return what the config's register holds; empty where there is none."""
+        return verified.registers.get(self.config_register, b"")
 
     def failures(self, verified: Any) -> Iterator[AppraisalFailure]:
-        """Yield every reason to refuse `verified`: what all platforms refuse alike, then this one's own."""
+        """Yield every reason to refuse `verified`."""
+        yield from self.shared_refusals(verified)
+        yield from self.refusals(verified)
+        if self.rego is not None:
+            yield from self.rego.failures(verified, self._engine)
+
+    def shared_refusals(self, verified: Verified) -> Iterator[AppraisalFailure]:
+        """Yield what every platform refuses alike: conditions not admitted, roots, measurements."""
         for condition in verified.conditions:
             if condition.code not in self.admit:
                 yield AppraisalFailure(condition.text, code=condition.code)
@@ -80,13 +109,14 @@ class HardwareRules(Record):
             text = f"root {verified.root.hex()[:16]}… is not the vendor's, and the policy does not name it"
             yield AppraisalFailure(text, code="root-not-allowed")
         yield from self._measurements(verified.registers)
-        yield from self.refusals(verified)
 
     def refusals(self, verified: Any) -> Iterator[AppraisalFailure]:
         """Yield every reason of this platform's own to refuse `verified`; overridden by each platform."""
         yield from ()
 
     def _measurements(self, registers: Mapping[str, bytes]) -> Iterator[AppraisalFailure]:
+        if self.reference is not None and not self._builds:
+            raise RuntimeError("rules with reference values are used as `prepared` returns them")
         for name, values in self.registers.items():
             if name not in registers:
                 text = f"the evidence has no register {name}, which the policy asks for"

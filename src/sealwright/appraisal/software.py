@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from sealwright.appraisal.rego_engine import Engine
 from sealwright.crypto.document import Digest, Record
 from sealwright.errors import AppraisalFailure
 from sealwright.verify.context import Context
@@ -42,13 +43,22 @@ class SoftwareRules(Record):
         """The quoter's register 1."""
         return "config"
 
-    def prepared(self, platform: str, at: datetime) -> SoftwareRules:
-        """Return these rules: they have no reference values to open."""
+    def prepared(self, platform: str, at: datetime, *, engine: Engine | None = None) -> SoftwareRules:
+        """Return these rules: they have no reference values and no Rego."""
         return self
 
     def context(self, given: Context) -> Context:
         """Return what a verification assumes: of this platform, nothing more than was given."""
         return given
+
+    @property
+    def listed(self) -> frozenset[str]:
+        """Register 0."""
+        return frozenset({"code"})
+
+    def held_config(self, verified: VerifiedSoftware) -> bytes:
+        """Return register 1."""
+        return verified.registers["config"]
 
     def names_code(self, verified: VerifiedSoftware) -> bool:
         """Say whether the code is one that is admitted, for the vector."""

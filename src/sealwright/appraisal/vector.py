@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 CLAIMS = (
     "instance-identity",
@@ -43,3 +43,17 @@ def worse(one: int, other: int) -> int:
     """Return the claim's value of the worse tier; of two in one tier, the other."""
     order = (NONE, AFFIRMING, WARNING, CONTRAINDICATED)
     return one if order.index(tier(one)) > order.index(tier(other)) else other
+
+
+def worst(vectors: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Return one vector with the worst value of each claim."""
+    found: dict[str, int] = {}
+    for vector in vectors:
+        for claim, value in vector.items():
+            found[claim] = worse(found.get(claim, value), value)
+    return found
+
+
+def worst_status(vectors: Iterable[Mapping[str, int]]) -> str:
+    """Return the status of several vectors together."""
+    return status(worst(vectors))

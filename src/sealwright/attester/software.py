@@ -25,6 +25,7 @@ class Workload:
     listener: socket.socket | None
     extra_fds: Mapping[str, int]
     claims: Mapping[str, str]
+    platform: str  # what `quote` returns evidence of
     scratch: str = layout.SCRATCH_PATH  # a directory for unix sockets; no file can be made there
     _quotes: socket.socket
     _connections: socket.socket
@@ -42,12 +43,9 @@ class Workload:
         with self._quote_lock:
             try:
                 self._quotes.send(report_data)
-                answer = self._quotes.recv(layout.PACKET)
+                return layout.receive_answer(self._quotes)
             except OSError:
-                answer = b""
-        if answer[:1] != layout.OK:
-            layout.raise_failure(answer)
-        return answer[1:]
+                layout.raise_failure(b"")
 
     def connect(self, host: str, port: int) -> socket.socket:
         """Return a connected TCP socket to a broker or egress host of the enclave config, else refuse.

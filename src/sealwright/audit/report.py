@@ -18,6 +18,7 @@ from sealwright.appraisal.platform import is_confidential
 from sealwright.appraisal.policy import KeyPolicy, TrustFile
 from sealwright.audit.receipts import verify_receipt_file
 from sealwright.client.receipts import ReceiptFile
+from sealwright.client.rego_process import evaluate_apart
 from sealwright.client.verifier import VerifiedEnclave, verify_attestation
 from sealwright.crypto.canonical import canonical, parse_json
 from sealwright.crypto.encoding import rfc3339
@@ -32,25 +33,14 @@ from sealwright.protocol.attestation import MAX_BUNDLE, AttestationBundle
 from sealwright.protocol.enclave_config import EnclaveConfig
 from sealwright.protocol.keyset import Keyset
 from sealwright.protocol.receipt import verify_receipt
-from sealwright.protocol.report_data import Purpose, report_data
+from sealwright.protocol.report_data import Purpose, device_nonce, report_data
 from sealwright.tlog.policy import LogPolicy
-from sealwright.verify.context import CollateralKind, Context, Tolerance
-from sealwright.verify.evidence import unverified_report_data, verify_evidence
+from sealwright.verify.context import Context
+from sealwright.verify.evidence import unverified_device_nonce, unverified_report_data, verify_evidence
 from sealwright.verify.verified import Verified
 
-EVIDENCE, BUNDLE, RECEIPT = "sealwright-evidence/v1", "sealwright-attestation/v1", "sealwright-receipt/v1"
+BUNDLE, RECEIPT = "sealwright-attestation/v1", "sealwright-receipt/v1"
 Rules = TrustFile | KeyPolicy
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Given:
-    """What a caller has beside the file: collateral, and how much of it may be missing or stale."""
-
-    collateral: Endorsements = field(default_factory=Endorsements)
-    outage: Mapping[CollateralKind, Tolerance] = field(default_factory=dict)
-
-
-NOTHING_GIVEN = Given()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -61,7 +51,6 @@ class Report:
     platform: str
     confidential: bool
     allowed: bool | None
-    genuine: Verified | None = None
     checked: list[str] = field(default_factory=list)
     not_checked: list[str] = field(default_factory=list)
     details: dict[str, object] = field(default_factory=dict)
@@ -73,42 +62,14 @@ class Report:
             raise AppraisalError([AppraisalFailure(text, code="hardware-required")])
 
 
-def kind_of(raw: bytes) -> str:
-    """Return the format that a file names.
-
-    Raises:
-        EvidenceFormatError: `unknown-format`: none that can be verified here.
-    """
+def kind_of(raw: bytes) -> str | None:
+    """Return the format that a file of ours names, a bundle or a receipt; None: it is something else."""
+    if not raw.lstrip().startswith(b"{"):
+        return None
     match parse_json(raw, limit=4 << 20, error=EvidenceFormatError):
-        case {"format": str(name)} if name in (EVIDENCE, BUNDLE, RECEIPT):
+        case {"format": str(name)} if name in (BUNDLE, RECEIPT):
             return name
-    raise EvidenceFormatError(
-        "neither evidence, nor an attestation bundle, nor a receipt file", code="unknown-format"
-    )
-
-
-def check_envelope(
-    envelope: EvidenceEnvelope,
-    *,
-    rules: Rules | None,
-    expected: bytes | None,
-    at: datetime,
-    given: Given = NOTHING_GIVEN,
-) -> Report:
-    """Report on evidence alone.
-
-    Args:
-        rules: what to appraise by; None: genuineness is judged, and conditions that no policy may be silent about.
-        expected: 64 bytes that the quote must carry; None: freshness is not judged.
-
-    Raises:
-        EvidenceFormatError, VerificationError, RevokedError, CollateralError, AppraisalError
-    """
-    genuine = _genuine(envelope, expected, at, rules, given)
-    report = _of(EVIDENCE, genuine)
-    _freshness(report, expected is not None, "report data")
-    _judge(report, envelope, genuine, rules, None, at, given)
-    return report
+    return None
 
 
 def check_bundle(raw: bytes, *, rules: Rules | None, nonce: bytes | None, at: datetime) -> Report:
@@ -123,13 +84,18 @@ def check_bundle(raw: bytes, *, rules: Rules | None, nonce: bytes | None, at: da
     envelope = EvidenceEnvelope.parse(canonical(bundle.evidence))
     config, keyset = EnclaveConfig.parse(bundle.config), Keyset.parse(bundle.keyset)
     expected = None if nonce is None else _serve(nonce, config, keyset, envelope)
-    genuine = _genuine(envelope, expected, at, rules, NOTHING_GIVEN)
+    genuine = _genuine(envelope, expected, at, rules)
     report = _of(BUNDLE, genuine)
     _check_config(report, genuine, rules, config, at)
     _freshness(report, nonce is not None, "nonce, and with it the keyset")
     report.not_checked.append("lease, broker and result (they need a trust file and the nonce)")
+    if rules is None and (envelope.devices or envelope.vtpm is not None):
+        report.not_checked.append(
+            "vTPM and devices beside the platform's own evidence: not even whether they are genuine"
+        )
     report.details["keyset_digest"] = keyset.digest().hex()
-    _judge(report, envelope, genuine, rules, config, at, NOTHING_GIVEN)
+    fresh = None if nonce is None else device_nonce(nonce, keyset.digest())
+    _judge(report, envelope, genuine, rules, config, at, fresh)
     return report
 
 
@@ -163,7 +129,6 @@ def _of_enclave(found: VerifiedEnclave) -> Report:
     return Report(
         kind=BUNDLE,
         platform=found.appraisal.platform,
-        genuine=None,
         confidential=found.confidential,
         allowed=True,
         checked=[
@@ -183,15 +148,15 @@ def _of_enclave(found: VerifiedEnclave) -> Report:
 
 
 def _genuine(
-    envelope: EvidenceEnvelope, expected: bytes | None, at: datetime, rules: Rules | None, given: Given
+    envelope: EvidenceEnvelope, expected: bytes | None, at: datetime, rules: Rules | None
 ) -> Verified:
-    context = Context(at=at, outage=given.outage)
+    context = Context(at=at)
     own = None if rules is None else rules.platforms.rules(envelope.type, at)
     return verify_evidence(
         envelope,
         expected_report_data=unverified_report_data(envelope) if expected is None else expected,
         context=context if own is None else own.context(context),
-        collateral=given.collateral,
+        collateral=Endorsements(),
     )
 
 
@@ -211,7 +176,6 @@ def _of(kind: str, genuine: Verified) -> Report:
         platform=genuine.platform,
         confidential=is_confidential(genuine),
         allowed=None,
-        genuine=genuine,
         checked=["evidence: signed by its key, whose chain and revocation hold"],
         details={
             "root": genuine.root.hex(),
@@ -250,17 +214,23 @@ def _judge(
     rules: Rules | None,
     config: EnclaveConfig | None,
     at: datetime,
-    given: Given,
+    fresh: bytes | None,
 ) -> None:
+    """Judge by rules, if there are any. Args: fresh: what the devices must answer; None: whatever they answer."""
     if rules is None:
         _judge_conditions(report, genuine)
+        if envelope.devices:
+            report.not_checked.append("devices (no trust file or policy)")
+        if envelope.vtpm is not None:
+            report.not_checked.append("vTPM (no trust file or policy)")
         return
     appraisal = appraise_evidence(
         envelope,
         rules,
         expected_report_data=unverified_report_data(envelope),
         at=at,
-        collateral=given.collateral,
+        expected_device_nonce=unverified_device_nonce(envelope.devices) if fresh is None else fresh,
+        rego=evaluate_apart,
     )
     failures = list(appraisal.failures)
     digest = appraisal.config.digest if config is None else config.digest()

@@ -59,13 +59,18 @@ class Admin:
         return describe(self._changed("key-create", said, work))
 
     def set_policy(self, kid: str, policy: bytes) -> Json:
-        """Give a key another policy (YAML) and wrap it again."""
+        """Give a key another policy (YAML, or signed) and wrap it again.
+
+        Where the old policy names signers, the new one is signed by them and has a higher version.
+        """
         loaded = KeyPolicy.load(policy)
         said: Json = {"kid": kid, "policy_digest": loaded.digest()}
 
         def work(view: View) -> tuple[Changes, KeyRow]:
             loaded.check_time(self._state.now())
             row = _active(view, kid)
+            if row.policy.signers is not None:
+                row.policy.succeeded_by(policy, at=self._state.now())
             secret = self._core.backend.unwrap(row.wrapped, _context(row))
             row = self._wrapped(row.model_copy(update={"policy": loaded, "epoch": view.epoch + 1}), secret)
             said["tenant"] = row.tenant

@@ -28,7 +28,14 @@ class Appraiser(Protocol):
     """See `sealwright.appraisal.evidence.appraise_evidence`."""
 
     def __call__(
-        self, envelope: EvidenceEnvelope, rules: KeyPolicy, /, *, expected_report_data: bytes, at: datetime
+        self,
+        envelope: EvidenceEnvelope,
+        rules: KeyPolicy,
+        /,
+        *,
+        expected_report_data: bytes,
+        expected_device_nonce: bytes,
+        at: datetime,
     ) -> Appraisal:
         """Return what `rules` say of evidence that was proved genuine."""
         ...

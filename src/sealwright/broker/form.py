@@ -17,7 +17,7 @@ from sealwright.evidence.envelope import EvidenceEnvelope
 from sealwright.protocol.enclave_config import MAX_CONFIG, EnclaveConfig, TenantList
 from sealwright.protocol.kbs import AttestRequest, decode_nonce
 from sealwright.protocol.keyset import Keyset
-from sealwright.protocol.report_data import Purpose, report_data
+from sealwright.protocol.report_data import Purpose, device_nonce, report_data
 from sealwright.tlog.keys import VerifierKey
 
 MAX_KEYSET = 32 * 1024  # bytes
@@ -33,6 +33,7 @@ class Form:
     envelope: bytes  # canonical
     evidence: EvidenceEnvelope
     report_data: bytes  # 64 bytes; what the evidence must hold
+    device_nonce: bytes  # 32 bytes; what devices must answer
 
 
 def parse_form(request: AttestRequest, nonce: bytes) -> Form:
@@ -62,6 +63,7 @@ def parse_form(request: AttestRequest, nonce: bytes) -> Form:
         envelope=envelope,
         evidence=evidence,
         report_data=bound,
+        device_nonce=device_nonce(nonce, keyset.digest()),
     )
 
 

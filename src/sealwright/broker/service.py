@@ -8,11 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from starlette.routing import Router
 from starlette.types import ASGIApp
 
+from sealwright.appraisal.platform import Appraisal
+from sealwright.appraisal.policy import KeyPolicy
 from sealwright.broker.admin import Admin
 from sealwright.broker.admin_routes import admin_routes
 from sealwright.broker.backend import EmbeddedBackend
@@ -28,6 +32,7 @@ from sealwright.broker.settings import BrokerSecrets, Layout, make_directory
 from sealwright.broker.state import State
 from sealwright.broker.store import Store
 from sealwright.errors import CollateralError
+from sealwright.evidence.envelope import EvidenceEnvelope
 from sealwright.tlog.policy import LogPolicy
 from sealwright.tlog.posix import PosixLog, directory_fetch
 from sealwright.tlog.tiles import Fetch
@@ -95,6 +100,7 @@ def open_broker(
     clock: Clock = utc_now,
     random: Callable[[int], bytes] = os.urandom,
     appraise: Appraiser | None = None,
+    collateral: Path | None = None,
     create: bool = False,
 ) -> Iterator[Running]:
     """Open a broker's directory, checked against its log and, if given, the holder file.
@@ -102,6 +108,7 @@ def open_broker(
     Args:
         holder: file kept elsewhere with the highest checkpoint.
         new_holder: begin a holder file that is not there yet.
+        collateral: a cache of `sealwright collateral`; None: only what comes with evidence counts.
         create: start an empty log.
 
     Raises:
@@ -130,7 +137,7 @@ def open_broker(
             secrets=secrets,
             state=state,
             backend=EmbeddedBackend(secrets.kek, random),
-            appraise=appraise or _appraiser(),
+            appraise=appraise or _appraiser(collateral),
             random=random,
         )
         if not create:
@@ -139,10 +146,22 @@ def open_broker(
         yield Running(core=core, broker=broker, admin=Admin(core), journal=Journal(core), fetch=fetch)
 
 
-def _appraiser() -> Appraiser:
+def _appraiser(collateral: Path | None) -> Appraiser:
     from sealwright.appraisal.evidence import appraise_evidence
+    from sealwright.broker.collateral import cached_collateral
+    from sealwright.client.rego_process import evaluate_apart
+    from sealwright.collateral.cache import Cache
+    from sealwright.verify.context import WorkCache
 
-    return appraise_evidence
+    appraise = partial(appraise_evidence, work=WorkCache(), rego=evaluate_apart)
+    if collateral is None:
+        return appraise
+    cache = Cache(collateral)
+
+    def with_collateral(envelope: EvidenceEnvelope, rules: KeyPolicy, /, **given: Any) -> Appraisal:
+        return appraise(envelope, rules, collateral=cached_collateral(cache, envelope), **given)
+
+    return with_collateral
 
 
 def _check_identity(core: Core) -> None:

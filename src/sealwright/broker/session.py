@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from sealwright import __version__
 from sealwright.appraisal.ear import ear_digest, issue_ear
+from sealwright.appraisal.platform import together
 from sealwright.broker.answers import claim, sweep
 from sealwright.broker.backend import WrapContext
 from sealwright.broker.core import Core, present, refusal
@@ -30,13 +31,13 @@ from sealwright.errors import (
     SealwrightError,
     VerificationError,
 )
-from sealwright.evidence.envelope import EvidenceEnvelope
+from sealwright.evidence.envelope import EvidenceEnvelope, PlatformType
 from sealwright.protocol.enclave_config import TenantList
 from sealwright.protocol.kbs import AttestRequest, AuthRequest, LeaseRequest
 from sealwright.protocol.lease import Caller, Callers, Lease, LeasedKey
 from sealwright.protocol.release import Release
 
-TEES = frozenset({"software"})  # platforms that can be verified here
+TEES: frozenset[str] = frozenset(get_args(PlatformType))  # platforms that can be verified here
 T = TypeVar("T")
 
 # DESIGN section 10: where several hold, the first of these.
@@ -140,7 +141,7 @@ class Broker:
         form.keyset.check_time(now)
         verdicts, errors = self._verdicts(self._state.view(), form, now)
         token = issue_ear(
-            next(iter(verdicts.values())).appraisal,
+            together([verdict.appraisal for verdict in verdicts.values()]),
             secrets.ear,
             nonce=session.challenge,
             config_digest=form.config.digest(),
@@ -154,6 +155,7 @@ class Broker:
         attested = Attested(
             envelope=form.envelope,
             report_data=form.report_data,
+            device_nonce=form.device_nonce,
             keyset=form.keyset,
             config=form.config,
             openings={tenant: form.openings[tenant] for tenant in verdicts},
@@ -181,6 +183,7 @@ class Broker:
                     form.config,
                     form.evidence,
                     report_data=form.report_data,
+                    device_nonce=form.device_nonce,
                     appraise=self._core.appraise,
                     at=now,
                 )
@@ -332,6 +335,7 @@ class Broker:
             attested.config,
             EvidenceEnvelope.parse(attested.envelope),
             report_data=attested.report_data,
+            device_nonce=attested.device_nonce,
             appraise=self._core.appraise,
             at=now,
         )

@@ -22,6 +22,7 @@ class Attested:
 
     envelope: bytes  # canonical evidence envelope
     report_data: bytes  # 64 bytes
+    device_nonce: bytes  # 32 bytes
     keyset: Keyset
     config: EnclaveConfig
     openings: dict[str, TenantList]

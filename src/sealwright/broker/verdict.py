@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from sealwright.appraisal.config import appraise_config
-from sealwright.appraisal.platform import Appraisal
+from sealwright.appraisal.platform import Appraisal, together
 from sealwright.appraisal.policy import KeyPolicy
 from sealwright.broker.core import Appraiser
 from sealwright.broker.form import config_facts
@@ -67,6 +67,7 @@ def judge(
     envelope: EvidenceEnvelope,
     *,
     report_data: bytes,
+    device_nonce: bytes,
     appraise: Appraiser,
     at: datetime,
 ) -> Verdict:
@@ -78,11 +79,19 @@ def judge(
     keys = tenant_keys(view, listed)
     policies = {key.policy.digest(): key.policy for key in keys}
     appraisals = [
-        _appraised(policy, config, envelope, report_data=report_data, appraise=appraise, at=at)
+        _appraised(
+            policy,
+            config,
+            envelope,
+            report_data=report_data,
+            device_nonce=device_nonce,
+            appraise=appraise,
+            at=at,
+        )
         for policy in policies.values()
     ]
     _require(appraisals)
-    return Verdict(keys=keys, appraisal=appraisals[0])
+    return Verdict(keys=keys, appraisal=together(appraisals))
 
 
 def _appraised(
@@ -91,10 +100,13 @@ def _appraised(
     envelope: EvidenceEnvelope,
     *,
     report_data: bytes,
+    device_nonce: bytes,
     appraise: Appraiser,
     at: datetime,
 ) -> Appraisal:
-    appraisal = appraise(envelope, policy, expected_report_data=report_data, at=at)
+    appraisal = appraise(
+        envelope, policy, expected_report_data=report_data, expected_device_nonce=device_nonce, at=at
+    )
     facts = config_facts(config)
     appraisal.config.check(facts.digest, stage="config")
     return replace(appraisal, failures=(*appraisal.failures, *appraise_config(facts, policy.config)))

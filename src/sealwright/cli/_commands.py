@@ -24,12 +24,18 @@ COMMANDS = {
     "explain": Entry("explain", "command", "Explain an error code: its cause, the fix, and who can do it."),
     "verify": Entry("verify", "command", "Verify evidence offline: is it genuine, and is it allowed?"),
     "attest": Entry("attest", "command", "Ask a running enclave for fresh evidence, and verify it."),
+    "collateral": Entry("collateral", "app", "Fetch, keep and carry what vendors publish about platforms."),
     "trust": Entry("trust", "app", "Make and check trust files: whom a client or auditor trusts."),
+    "policy": Entry("policy", "app", "Read, sign and test the policies under which keys are released."),
+    "refvalues": Entry(
+        "refvalues", "app", "Make, sign and check reference values: what a build measures to."
+    ),
     "seal": Entry("seal", "seal", "Seal a file so that only attested code can open it."),
     "open": Entry("seal", "open_", "Open a sealed file with the owner's key."),
     "owner-key": Entry("seal", "owner_key", "Make and show the owner's keys."),
     "broker": Entry("broker", "app", "Appraise enclaves, hold keys and release them."),
     "enclave": Entry("enclave", "app", "Serve a sealed model inside an attested enclave."),
+    "tpm": Entry("tpm", "app", "Enrol TPMs: vouch for attestation keys that were proved to stand in them."),
     "connect": Entry("connect", "command", "Offer an attested model as a local OpenAI endpoint."),
     "receipt": Entry("receipt", "app", "Show and verify receipts of answers."),
     "log": Entry("log", "app", "Show, prove and verify entries of the transparency log."),

@@ -11,6 +11,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sealwright.attester.detect import Candidate, Detected, detect
+from sealwright.evidence.envelope import PlatformType
+
+_TEES: dict[PlatformType, str] = {
+    "snp": "AMD SEV-SNP guest",
+    "tdx": "Intel TDX guest",
+    "nitro": "AWS Nitro enclave",
+    "sgx": "Intel SGX (Gramine)",
+}
+_AZURE: dict[PlatformType, str] = {"az-snp-vtpm": "Azure SEV-SNP guest", "az-tdx-vtpm": "Azure TDX guest"}
 _LANDLOCK_CREATE_RULESET = 444  # the same number on every architecture
 _TRY_S = 10
 _OPENMP = "libgomp.so.1"  # llama.cpp's wheel counts on the system for it
@@ -50,8 +60,12 @@ class Finding:
     tee: bool = False
 
 
-def examine() -> list[Finding]:
-    """Return everything there is to say about this machine."""
+def examine(found: Detected | None = None) -> list[Finding]:
+    """Return everything there is to say about this machine.
+
+    Args:
+        found: what its hardware is; default: looked at now.
+    """
     if not sys.platform.startswith("linux"):
         missing = Finding(
             name="linux",
@@ -63,7 +77,7 @@ def examine() -> list[Finding]:
         return [_python(), missing]
     probes: list[Callable[[], Finding]] = [_python, _kernel, _user, _userns, _landlock, _seccomp, _memfd]
     probes += [_swap, _tmpfs, _engine, _model]
-    return [*(probe() for probe in probes), *_hardware()]
+    return [*(probe() for probe in probes), *hardware(found or detect())]
 
 
 def _python() -> Finding:
@@ -165,26 +179,37 @@ def _module(name: str, module: str, mend: str, *, needed: bool) -> Finding:
     return Finding(name=name, value=value, ok=there, mend="" if there else mend, needed_by_enclave=needed)
 
 
-def _hardware() -> list[Finding]:
-    found = [
-        _device("AMD SEV-SNP guest", "/dev/sev-guest", tee=True),
-        _device("Intel TDX guest", "/dev/tdx_guest", tee=True),
-        _device("AWS Nitro enclave", "/dev/nsm", tee=True),
-        _device("configfs TSM reports", "/sys/kernel/config/tsm/report"),
-        _device("TPM", "/dev/tpmrm0"),
+def hardware(found: Detected) -> list[Finding]:
+    """Return the hardware's findings: one for each kind, whether it is there or not."""
+    here = {candidate.platform: candidate for candidate in found.candidates}
+    rows = [_platform(name, here.get(platform), tee=True) for platform, name in _TEES.items()]
+    rows += [
+        _platform(name, here[platform], tee=True) for platform, name in _AZURE.items() if platform in here
     ]
-    version = _read("/proc/driver/nvidia/version").splitlines()
-    gpu = version[0] if version else "not found"
-    return [*found, Finding(name="NVIDIA driver", value=gpu, ok=bool(version) or None)]
+    notes = [Finding(name="hint", value=note.text, ok=None, mend=note.mend) for note in found.notes]
+    return [*rows, _platform("TPM", here.get("tpm"), tee=False), _nvidia(found.gpus), *notes]
 
 
-def _device(name: str, path: str, *, tee: bool = False) -> Finding:
-    if not Path(path).exists():
+def _platform(name: str, candidate: Candidate | None, *, tee: bool) -> Finding:
+    if candidate is None:
         return Finding(name=name, value="not found", tee=tee)
-    if os.access(path, os.R_OK | os.W_OK):
-        return Finding(name=name, value=path, ok=True, tee=tee)
-    mend = f"sudo setfacl -m u:{os.geteuid()}:rw {path}"
-    return Finding(name=name, value=f"{path}: not open to this user", ok=False, mend=mend, tee=tee)
+    if candidate.ready:
+        return Finding(name=name, value="; ".join(candidate.reasons), ok=True, tee=tee)
+    value = "; ".join(problem.text for problem in candidate.problems)
+    mend = "; ".join(problem.mend for problem in candidate.problems)
+    return Finding(name=name, value=value, ok=False, mend=mend, tee=tee)
+
+
+def _nvidia(gpus: tuple[str, ...]) -> Finding:
+    version = _read("/proc/driver/nvidia/version").splitlines()
+    if version:
+        return Finding(name="NVIDIA driver", value=version[0], ok=True)
+    if gpus:
+        value = f"{len(gpus)} GPU without a driver"
+        return Finding(
+            name="NVIDIA driver", value=value, ok=False, mend="install NVIDIA's driver, 550 or later"
+        )
+    return Finding(name="NVIDIA driver", value="not found")
 
 
 def _read(path: str) -> str:

@@ -1,4 +1,4 @@
-"""`sealwright attest`: ask a running enclave for evidence, and verify it."""
+"""`sealwright attest`: ask a running enclave for evidence and verify it, or collect that of this machine."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import httpx2
 import typer
 
 from sealwright.audit.report import check_bundle
+from sealwright.cli import _local
 from sealwright.cli._files import load_trust
 from sealwright.cli._output import emit
 from sealwright.cli.verify import lines_of, result_of
@@ -19,17 +20,69 @@ from sealwright.protocol.attestation import ATTESTATION_PATH, MAX_BUNDLE, Attest
 
 
 def command(
-    url: Annotated[str, typer.Option(metavar="URL", help="Of the enclave, or of the relay before it.")],
+    url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Of the enclave, or of the relay before it.")
+    ] = None,
     trust: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="A trust file to judge by.")
     ] = None,
     tenant: Annotated[
         str | None, typer.Option(help="Whose lease to ask for; default: the trust file's.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Keep the bundle here.")] = None,
+    local: Annotated[
+        bool, typer.Option("--local", help="Collect evidence of this machine instead; it is not verified.")
+    ] = False,
+    platform: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PLATFORM[:ADDRESS]",
+            help="With --local: auto (the default), snp, tdx, nitro, sgx, tpm, az-snp-vtpm, az-tdx-vtpm. "
+            "A TPM has an address: /dev/tpmrm0 (the default), unix:PATH or tcp:HOST:PORT.",
+        ),
+    ] = None,
+    vtpm: Annotated[
+        bool,
+        typer.Option("--vtpm", help="With --local, on snp and tdx: a quote of the provider's TPM too."),
+    ] = False,
+    endorsement: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="With --local: a certificate or CRL of a TPM's attestation key, to go along; repeat it.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
+    report_data: Annotated[
+        str | None, typer.Option(metavar="HEX", help="With --local: the 64 bytes to quote; default: random.")
+    ] = None,
+    nonce: Annotated[
+        str | None, typer.Option(metavar="HEX", help="With --local: 16 to 64 bytes, padded with zeros.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Keep the bundle, or the evidence, here.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Ask a running enclave for evidence over a fresh nonce, and verify it."""
+    """Ask a running enclave for evidence over a fresh nonce and verify it, or collect that of this machine."""
+    if local:
+        if url is not None or trust is not None or tenant is not None:
+            raise typer.BadParameter("--local takes neither --url, --trust nor --tenant")
+        if out is None:
+            raise typer.BadParameter("--local needs a file to write to", param_hint="--out")
+        data = _local.chosen_data(report_data, nonce)
+        attester = _local.opened(platform or _local.AUTO, endorsement or [], vtpm=vtpm)
+        _local.collect(attester, data, out, as_json=as_json)
+        return
+    if url is None:
+        raise typer.BadParameter("give --url, or --local")
+    if vtpm or any(one is not None for one in (platform, endorsement, report_data, nonce)):
+        raise typer.BadParameter(
+            "--platform, --vtpm, --endorsement, --report-data and --nonce go with --local"
+        )
+    _remote(url, trust, tenant, out, as_json=as_json)
+
+
+def _remote(url: str, trust: Path | None, tenant: str | None, out: Path | None, *, as_json: bool) -> None:
     rules = None if trust is None else load_trust(trust)
     asked = tenant or (rules.tenant if rules else None)
     if asked is None:
@@ -45,18 +98,37 @@ def command(
 
 
 def _ask(url: str, request: AttestationRequest) -> bytes:
-    try:
-        answer = httpx2.post(
-            url.rstrip("/") + ATTESTATION_PATH, content=request.encode(), timeout=30, follow_redirects=False
-        )
-    except (httpx2.HTTPError, httpx2.InvalidURL) as exc:
+    """Return the answer, read no further than a bundle goes; compressed ones are not unpacked."""
+    target = url.rstrip("/") + ATTESTATION_PATH
+    with _http() as http:
+        try:
+            with http.stream("POST", target, content=request.encode()) as answer:
+                plain = answer.headers.get("content-encoding", "identity").lower() == "identity"
+                body = _bounded(answer) if plain and answer.status_code == 200 else None
+        except (httpx2.HTTPError, httpx2.InvalidURL) as exc:
+            raise UnavailableError(
+                f"{url} does not answer ({type(exc).__name__})",
+                code="enclave-unreachable",
+                stage="attestation",
+            ) from exc
+    if body is None:
         raise UnavailableError(
-            f"{url} does not answer ({type(exc).__name__})", code="enclave-unreachable", stage="attestation"
-        ) from exc
-    if answer.status_code != 200 or len(answer.content) > MAX_BUNDLE:
-        raise UnavailableError(
-            f"no evidence: {url} answers {answer.status_code}",
+            f"no evidence: {url} answers {answer.status_code}, or more than a bundle",
             code="attestation-unavailable",
             stage="attestation",
         )
-    return answer.content
+    return body
+
+
+def _http() -> httpx2.Client:
+    return httpx2.Client(timeout=30, follow_redirects=False, headers={"accept-encoding": "identity"})
+
+
+def _bounded(answer: httpx2.Response) -> bytes | None:
+    """Return the body; None: it is larger than a bundle."""
+    body = bytearray()
+    for part in answer.iter_raw():
+        body += part
+        if len(body) > MAX_BUNDLE:
+            return None
+    return bytes(body)

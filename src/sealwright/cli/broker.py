@@ -81,6 +81,10 @@ def serve(
     listen: Annotated[str, typer.Option(help="HOST:PORT; port 0 takes a free one.")] = "127.0.0.1:8420",
     holder: Holder = None,
     new_holder: Annotated[bool, typer.Option("--new-holder", help="Begin the holder file.")] = False,
+    collateral: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Cache of `sealwright collateral`, read at each attestation."),
+    ] = None,
     log_format: Annotated[str, typer.Option(help="text or json; one line a request, on stderr.")] = "text",
 ) -> None:
     """Serve enclaves and the administrator. Ends on SIGTERM or SIGINT."""
@@ -94,7 +98,7 @@ def serve(
     server.harden()
     log = Journalist(as_json=log_format == "json")
     with (
-        open_broker(directory, holder=holder, new_holder=new_holder) as running,
+        open_broker(directory, holder=holder, new_holder=new_holder, collateral=collateral) as running,
         server.bind(host, port) as sock,
     ):
         shown = f"[{host}]" if ":" in host else host

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from sealwright.attester.detect import Detected, detect
 from sealwright.cli._output import emit
 from sealwright.cli._probes import Finding, examine
 
@@ -21,15 +22,28 @@ def command(
     It looks and changes nothing. The exit code is 0 whatever it finds: `enclave` in the JSON says
     whether an enclave can run here, `tee` which hardware was found.
     """
-    findings = examine()
+    found = detect()
+    findings = examine(found)
     missing = [finding for finding in findings if finding.ok is False]
     tee = [finding.name for finding in findings if finding.tee and finding.ok]
     result: dict[str, object] = {
         "enclave": not any(finding.needed_by_enclave for finding in missing),
         "tee": tee,
+        "hardware": _hardware(found),
         "findings": [asdict(finding) for finding in findings],
     }
     emit(result, as_json=as_json, lines=_lines(findings, missing, tee))
+
+
+def _hardware(found: Detected) -> dict[str, object]:
+    """Return what evidence can be collected here, strongest first; `cloud` is the firmware's unverified word."""
+    platforms = [{**asdict(candidate), "ready": candidate.ready} for candidate in found.candidates]
+    return {
+        "cloud": found.cloud or None,
+        "virtual": found.virtual,
+        "platforms": platforms,
+        "gpus": list(found.gpus),
+    }
 
 
 def _lines(findings: list[Finding], missing: list[Finding], tee: list[str]) -> list[str]:
@@ -40,5 +54,5 @@ def _lines(findings: list[Finding], missing: list[Finding], tee: list[str]) -> l
         f"with hardware protection ({', '.join(tee)})" if tee else "as platform `software` only: no TEE"
     )
     lines += ["", f"This machine {verdict}{'' if needed else ', ' + hardware}. Any machine can verify."]
-    lines += [f"{finding.name}: {finding.mend}" for finding in missing if finding.mend]
+    lines += [f"{finding.name}: {finding.mend}" for finding in findings if finding.mend and not finding.ok]
     return lines

@@ -22,6 +22,7 @@ from sealwright.crypto.document import Document, validated
 from sealwright.crypto.encoding import b64url, b64url_decode, hex_decode
 from sealwright.enclave.artefacts import EnclavePayload
 from sealwright.enclave.image import DISTRIBUTIONS, ENTRY
+from sealwright.enclave.receipts import NOT_CONFIDENTIAL
 from sealwright.errors import SettingsError, UnavailableError
 from sealwright.protocol.enclave_config import (
     MAX_CONFIG,
@@ -99,6 +100,21 @@ def serve(
         bool,
         typer.Option("--allow-swap", help="Start where memory can reach swap; only demo policies admit it."),
     ] = False,
+    attester: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PLATFORM[:ADDRESS]",
+            help="Quote by this machine's snp, tdx, nitro, sgx, tpm, az-snp-vtpm or az-tdx-vtpm; "
+            "default: platform software.",
+        ),
+    ] = None,
+    vtpm: Annotated[
+        bool, typer.Option("--vtpm", help="Beside snp or tdx: quote by the provider's virtual TPM too.")
+    ] = False,
+    endorsement: Annotated[
+        list[Path] | None,
+        typer.Option(help="A certificate that goes along with each quote, such as a TPM's; repeat it."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure, harden, start and attest an enclave, and serve its models until interrupted."""
@@ -121,10 +137,12 @@ def serve(
             state_dir=state,
             allow_swap=allow_swap,
             payload=payload.encode(),
+            attester=_attester(attester, endorsement or [], vtpm=vtpm),
         )
         address = listener.getsockname()
         stack.close()  # the workload has its own copies: ours would keep the port open after its end
-        _serve_until_ended(running, address, as_json=as_json)
+        platform = (attester or "software").partition(":")[0]
+        _serve_until_ended(running, address, platform, as_json=as_json)
 
 
 @config_app.command("new")
@@ -213,7 +231,19 @@ def list_path(config: Path) -> Path:
     return config.with_suffix(".tenant.json")
 
 
-def _serve_until_ended(running: Any, address: tuple[str, int], *, as_json: bool) -> None:
+def _attester(option: str | None, endorsements: Sequence[Path], *, vtpm: bool) -> Any:
+    if option is None:
+        if endorsements or vtpm:
+            raise typer.BadParameter("endorsements and a vTPM go along with --attester")
+        return None
+    local = importlib.import_module("sealwright.attester.local")
+    try:
+        return local.AttesterSpec.named(option, tuple(_read(path) for path in endorsements), vtpm=vtpm)
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc), param_hint="--attester") from None
+
+
+def _serve_until_ended(running: Any, address: tuple[str, int], platform: str, *, as_json: bool) -> None:
     measured = running.measurement
     try:
         _wait_until_serving(running, address)
@@ -221,8 +251,8 @@ def _serve_until_ended(running: Any, address: tuple[str, int], *, as_json: bool)
             {
                 "serving": f"http://{address[0]}:{address[1]}",
                 "pid": running.pid,
-                "confidential": False,
-                "platform": "software",
+                "confidential": platform not in NOT_CONFIDENTIAL,
+                "platform": platform,
                 "code": measured.register0.hex(),
                 "config_digest": measured.register1.hex(),
                 "claims": running.claims.to_json(),
@@ -230,7 +260,7 @@ def _serve_until_ended(running: Any, address: tuple[str, int], *, as_json: bool)
             as_json=as_json,
             lines=[
                 f"measured  code {measured.register0.hex()}, config {measured.register1.hex()}",
-                "platform  software: not confidential from this machine's administrators",
+                _platform_line(platform),
                 f"serving   http://{address[0]}:{address[1]}",
             ],
         )
@@ -244,6 +274,12 @@ def _serve_until_ended(running: Any, address: tuple[str, int], *, as_json: bool)
         raise
     if code:
         raise typer.Exit(code)
+
+
+def _platform_line(platform: str) -> str:
+    if platform in NOT_CONFIDENTIAL:
+        return f"platform  {platform}: not confidential from this machine's administrators"
+    return f"platform  {platform}: whether it is confidential is for clients to verify"
 
 
 def _wait_until_serving(running: Any, address: tuple[str, int]) -> None:

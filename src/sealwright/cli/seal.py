@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
     PublicFormat,
-    load_pem_private_key,
 )
 
+from sealwright.cli._keys import load_owner_key, read_secret
 from sealwright.cli._output import emit
 from sealwright.crypto.dsse import key_id
 from sealwright.crypto.encoding import b64url, b64url_decode, hex_decode
@@ -36,8 +35,6 @@ from sealwright.sealing import (
 )
 from sealwright.sealing.files import io_errors
 from sealwright.sealing.manifest import ID_BYTES
-
-MAX_SECRET_FILE = 16 << 10  # bytes
 
 Broker = Annotated[str | None, typer.Option(help="URL of the broker that holds the key.")]
 BrokerRoot = Annotated[
@@ -71,7 +68,7 @@ def seal(
     name = kid or path.name
     artefact = (out or path.parent) / f"{path.name}.sealed"
     identity = None if artefact_id is None else hex_decode(artefact_id, length=ID_BYTES, error=SettingsError)
-    signer = _load_owner_key(owner_key)
+    signer = load_owner_key(owner_key)
     key_source = _KeySource(broker, broker_root, token_file, dek_file)
     dek = key_source.fetch(name)
     with _progress("Sealing", quiet=as_json) as progress:
@@ -115,7 +112,7 @@ def open_(
 
     Without --manifest-digest any version that the owner signed is opened.
     """
-    keys = [_load_owner_key(owner_key).public_key()]
+    keys = [load_owner_key(owner_key).public_key()]
     envelope = read_manifest(artefact)
     if manifest_digest is None:
         manifest = Manifest.verify_signed(envelope, keys)
@@ -154,7 +151,7 @@ def owner_key_show(
     file: Annotated[Path, typer.Argument(help="The owner's private key.")], as_json: Json = False
 ) -> None:
     """Print the public half of an owner's key."""
-    _emit_key(_load_owner_key(file).public_key(), as_json=as_json)
+    _emit_key(load_owner_key(file).public_key(), as_json=as_json)
 
 
 class _KeySource:
@@ -179,7 +176,7 @@ class _KeySource:
         if self._dek_file is None:
             key: bytes = _admin().fetch_sealing_key(self._broker, self._token, kid, root=self._root)
             return key
-        dek = _read_secret(self._dek_file)
+        dek = read_secret(self._dek_file)
         if len(dek) != KEY_BYTES:
             raise SettingsError(f"{self._dek_file.name} does not have 32 bytes", code="wrong-length")
         return dek
@@ -206,37 +203,14 @@ def _admin() -> Any:
         raise UnavailableError("this build cannot talk to a broker", code="no-admin-client") from exc
 
 
-def _read_secret(path: Path) -> bytes:
-    with io_errors("input-unreadable", f"cannot read {path.name}"), path.open("rb") as stream:
-        mode = os.fstat(stream.fileno()).st_mode
-        raw = stream.read(MAX_SECRET_FILE + 1)
-    if os.name == "posix" and mode & 0o077:
-        raise SettingsError(
-            f"others may read {path.name}: chmod 600 it, and think about a new secret", code="secret-exposed"
-        )
-    if len(raw) > MAX_SECRET_FILE:
-        raise SettingsError(f"{path.name} is too large for a secret", code="too-large")
-    return raw
-
-
 def _read_token(path: Path) -> str:
     try:
-        token = _read_secret(path).decode("ascii").strip()
+        token = read_secret(path).decode("ascii").strip()
     except UnicodeDecodeError:
         token = ""
     if not token or not token.isprintable():
         raise SettingsError(f"{path.name} does not hold a token", code="malformed-admin-token")
     return token
-
-
-def _load_owner_key(path: Path) -> Ed25519PrivateKey:
-    try:
-        key = load_pem_private_key(_read_secret(path), password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise SettingsError(f"{path.name} is not a private key in PEM", code="malformed-owner-key") from None
-    if not isinstance(key, Ed25519PrivateKey):
-        raise SettingsError(f"{path.name} is not an Ed25519 key", code="malformed-owner-key")
-    return key
 
 
 def _emit_key(key: Ed25519PublicKey, *, as_json: bool) -> None:

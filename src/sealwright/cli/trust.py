@@ -10,10 +10,12 @@ import typer
 import yaml
 
 from sealwright.appraisal.policy import TrustFile
+from sealwright.appraisal.signed import TRUST
 from sealwright.appraisal.software import SOFTWARE_VECTOR
 from sealwright.cli._files import load_trust, read_input
 from sealwright.cli._output import emit, note
-from sealwright.client.receipt_store import create_private
+from sealwright.cli._signing import KeyFiles, Out, signed, write_new
+from sealwright.client.receipt_store import create_private, replace_file
 from sealwright.crypto.canonical import canonical, parse_json
 from sealwright.crypto.encoding import b64url, rfc3339
 from sealwright.endorsement.software import SoftwareEndorsement
@@ -107,6 +109,32 @@ def show(
     trust = load_trust(file)
     trust.check_time(datetime.now(UTC))
     _emit_shown(trust, as_json, file)
+
+
+@app.command()
+def sign(
+    file: Annotated[Path, typer.Argument(help="A trust file, YAML, that names its signers.", **_EXISTING)],
+    key: KeyFiles,
+    out: Out,
+    as_json: Json = False,
+) -> None:
+    """Sign a trust file, so that `trust update` can put it in place of the one before."""
+    trust = load_trust(file)
+    write_new(out, signed(trust.encode(), TRUST, key))
+    _emit_shown(load_trust(out), as_json, out)
+
+
+@app.command()
+def update(
+    current: Annotated[Path, typer.Argument(help="The trust file in use.", **_EXISTING)],
+    new: Annotated[Path, typer.Argument(help="The signed version that is to take its place.", **_EXISTING)],
+    as_json: Json = False,
+) -> None:
+    """Put a newer signed version in place of a trust file, if those that the old one names have signed it."""
+    raw = read_input(new)
+    trust = load_trust(current).succeeded_by(raw, at=datetime.now(UTC))
+    replace_file(current, raw)
+    _emit_shown(trust, as_json, current)
 
 
 def _software(roots: list[str] | None, code: list[str] | None, claims: list[str] | None) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from sealwright.appraisal.evidence import appraise_evidence
 from sealwright.appraisal.platform import Appraisal
 from sealwright.appraisal.policy import TrustFile
 from sealwright.client.findings import Findings
+from sealwright.client.rego_process import evaluate_apart
 from sealwright.crypto.canonical import canonical
 from sealwright.crypto.suites import accepted_suite
 from sealwright.errors import AppraisalError, MessageFormatError, SettingsError, VerificationError
@@ -23,7 +24,7 @@ from sealwright.protocol.attestation import MAX_BUNDLE, AttestationBundle
 from sealwright.protocol.enclave_config import MAX_CONFIG, EnclaveConfig
 from sealwright.protocol.keyset import HpkeKey, Keyset
 from sealwright.protocol.lease import BrokerKeys, Lease, verify_broker_keys, verify_lease
-from sealwright.protocol.report_data import Purpose, report_data
+from sealwright.protocol.report_data import Purpose, device_nonce, report_data
 
 _ONLY_HERE = object()
 
@@ -182,7 +183,14 @@ def _evidence(parsed: _Parsed, nonce: bytes, trust: TrustFile, at: datetime) -> 
         keyset_digest=parsed.keyset.digest(),
         devices=parsed.evidence.device_digests(),
     )
-    appraisal = appraise_evidence(parsed.evidence, trust, expected_report_data=expected, at=at)
+    appraisal = appraise_evidence(
+        parsed.evidence,
+        trust,
+        expected_report_data=expected,
+        expected_device_nonce=device_nonce(nonce, parsed.keyset.digest()),
+        at=at,
+        rego=evaluate_apart,
+    )
     # The quote binds what the code *says* its config is; the register holds what it was started with.
     appraisal.config.check(config_digest, stage="evidence")
     return appraisal

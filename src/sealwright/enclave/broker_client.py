@@ -28,12 +28,13 @@ from sealwright.errors import (
     UnavailableError,
     VerificationError,
 )
+from sealwright.evidence.envelope import DeviceEvidence, EvidenceEnvelope
 from sealwright.protocol.enclave_config import BrokerAddress, EnclaveConfig, TenantList
 from sealwright.protocol.kbs import KBS_VERSION, KEYSET_FORM, Challenge, encode_nonce, parse_message
 from sealwright.protocol.keyset import HpkeKey
 from sealwright.protocol.lease import BrokerKeys, Callers, Lease, verify_broker_keys, verify_lease
 from sealwright.protocol.release import verify_release
-from sealwright.protocol.report_data import Purpose, report_data
+from sealwright.protocol.report_data import Purpose, device_nonce, report_data
 
 _CODE = re.compile(r"[a-z0-9]+(-[a-z0-9]+){0,7}", re.ASCII)
 _MAX_MESSAGE = 1 << 20  # bytes; a lease comes with up to 4096 callers
@@ -64,6 +65,10 @@ class Grant:
     sent: float  # seconds of the enclave's clock, before the evidence of its session was made
 
 
+def _no_devices(_nonce: bytes) -> Sequence[DeviceEvidence]:
+    return ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
     """What the enclave attests: one config, one keyset, and the platform that quotes for them."""
@@ -74,16 +79,28 @@ class Identity:
     keys: EnclaveKeys
     openings: Sequence[TenantList]
     quote: Callable[[bytes], bytes]
-    platform: str = "software"  # what the quotes are of
+    platform: str  # what the quotes are of
+    # Evidence of the devices beside the CPU, in slot order, over a nonce of 32 bytes.
+    devices: Callable[[bytes], Sequence[DeviceEvidence]] = _no_devices
     nonces: set[bytes] = field(default_factory=set, repr=False)  # of brokers, that were quoted for
 
     def evidence(self, purpose: Purpose, nonce: bytes) -> dict[str, Any]:
-        """Return an evidence envelope (JSON values) for `purpose` over a verifier's nonce."""
+        """Return an evidence envelope (JSON values) for `purpose` over a verifier's nonce.
+
+        Raises:
+            UnavailableError: as `quote` and `devices`. EvidenceFormatError: the platform gave no envelope.
+        """
+        # The devices answer first: what is quoted covers the digest of their evidence.
+        found = tuple(self.devices(device_nonce(nonce, self.keys.digest)))
         bound = report_data(
-            purpose, nonce=nonce, config_digest=self.config_digest, keyset_digest=self.keys.digest
+            purpose,
+            nonce=nonce,
+            config_digest=self.config_digest,
+            keyset_digest=self.keys.digest,
+            devices=[(device.type, hashlib.sha256(device.evidence).digest()) for device in found],
         )
-        envelope: dict[str, Any] = json.loads(self.quote(bound))
-        return envelope
+        envelope = EvidenceEnvelope.parse(self.quote(bound))
+        return envelope.model_copy(update={"devices": found}).to_json()
 
 
 class BrokerClient:

@@ -19,7 +19,7 @@ from sealwright.protocol.lease import Lease
 from sealwright.protocol.receipt import Predicate, Receipt, ReceiptStatement
 
 BATCH = 64  # receipts handed over at once; some 3 KiB each
-CONFIDENTIAL = {"software": False}  # by platform; hardware platforms join with their evidence
+NOT_CONFIDENTIAL = frozenset({"software", "tpm"})  # platforms that hide nothing from the host
 
 
 class Journal:
@@ -138,7 +138,7 @@ class ReceiptIssuer:
             config_digest=self._config_digest,
             lease_id=lease.lease_id,
             platform=self._platform,
-            confidential=CONFIDENTIAL[self._platform],
+            confidential=self._platform not in NOT_CONFIDENTIAL,
             commitment=commitment.root,
             fields=list(commitment.leaves),
         )

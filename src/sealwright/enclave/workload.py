@@ -30,6 +30,10 @@ class Workload(Protocol):
     def claims(self) -> Mapping[str, str]:
         """How it was started, as its quotes say."""
 
+    @property
+    def platform(self) -> str:
+        """What `quote` returns evidence of, as envelopes name it."""
+
     def quote(self, report_data: bytes) -> bytes:
         """Return an evidence envelope over 64 bytes."""
 

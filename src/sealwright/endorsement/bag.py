@@ -2,8 +2,8 @@
 envelope, a collateral pack. Sorting proves nothing. No I/O.
 
 Read: certificates and CRLs (DER, or PEM with any number of blocks), Intel's TCB info and identities (JSON as served;
-issuer chains come as PEM), collateral JSON as dcap-qvl writes it, NVIDIA RIM files (XML), OCSP responses (DER), AMD
-certificate tables.
+issuer chains come as PEM), collateral JSON as dcap-qvl writes it, Azure's THIM JSON of AMD's certificates, NVIDIA RIM
+files (XML), OCSP responses (DER), AMD certificate tables.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from cryptography import x509
 
 from sealwright.crypto.canonical import parse_json
 from sealwright.crypto.encoding import hex_decode
-from sealwright.endorsement.x509 import load_certificate, load_crl, pem_blocks
+from sealwright.endorsement.x509 import load_certificate, load_crl, pem_blocks, serial_number
 from sealwright.errors import EvidenceFormatError
+from sealwright.evidence.snp_certs import CertificateTable, is_table, may_be_table
 
 MAX_BLOBS = 256
 MAX_BLOB = 2 * 1024 * 1024  # bytes
@@ -77,7 +78,9 @@ class _Sorter:
     def add(self, blob: bytes) -> None:
         """Sort one blob."""
         start = blob.lstrip()[:1]
-        if start == b"{":
+        if is_table(blob):
+            self._table(blob)
+        elif start == b"{":
             self._json(blob)
         elif b"-----BEGIN " in blob[:4096]:
             self._pem(blob)
@@ -85,8 +88,16 @@ class _Sorter:
             self.rims.append(blob)
         elif start == b"\x30":
             self._der(blob)
+        elif may_be_table(blob):
+            self._table(blob)
         else:
             raise _unknown()
+
+    def _table(self, blob: bytes) -> None:
+        for part in CertificateTable.parse(blob).endorsements():
+            if may_be_table(part):
+                raise _unknown()  # a table in a table
+            self.add(part)
 
     def _pem(self, blob: bytes) -> None:
         for label, der in pem_blocks(blob):
@@ -111,7 +122,7 @@ class _Sorter:
 
     def _certificate(self, der: bytes) -> None:
         certificate = load_certificate(der, serial_zero=True)
-        if certificate.serial_number == 0 and not _is_amd(certificate):
+        if serial_number(certificate) == 0 and not _is_amd(certificate):
             raise EvidenceFormatError(
                 "a certificate without a positive serial number", code="malformed-chain"
             )
@@ -123,6 +134,9 @@ class _Sorter:
                 self.intel_json.append(blob)
             case {"tcb_info": str(), "qe_identity": str()} as collateral:
                 self._dcap_qvl(collateral)
+            case {"vcekCert": str(vcek), "certificateChain": str(chain)}:  # Azure's THIM
+                self._pem(vcek.encode())
+                self._pem(chain.encode())
             case _:
                 raise _unknown()
 
@@ -168,6 +182,6 @@ def _is_amd(certificate: x509.Certificate) -> bool:
 
 def _unknown() -> EvidenceFormatError:
     return EvidenceFormatError(
-        "an endorsement that is neither certificate, CRL, Intel JSON, RIM nor OCSP response",
+        "an endorsement that is neither certificate, CRL, AMD table, Intel JSON, RIM nor OCSP response",
         code="unknown-endorsement",
     )

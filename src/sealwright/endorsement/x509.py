@@ -40,20 +40,30 @@ _warnings = threading.Lock()  # `catch_warnings` changes what all threads share
 _T = TypeVar("_T", x509.Certificate, x509.CertificateRevocationList)
 
 
-def load_certificate(der: bytes, *, serial_zero: bool = False) -> x509.Certificate:
+def load_certificate(
+    der: bytes, *, serial_zero: bool = False, limit: int = MAX_CERTIFICATE
+) -> x509.Certificate:
     """Return the certificate in `der`, with its names and extensions read.
 
     Args:
         serial_zero: accept the serial number 0, which AMD gives to every VCEK and VLEK. pyca warns of it.
+        limit: largest size accepted, bytes.
 
     Raises:
         EvidenceFormatError: `malformed-chain`, `too-large`.
     """
-    certificate = _load(der, _read_certificate, MAX_CERTIFICATE, "certificate", "malformed-chain")
-    serial = certificate.serial_number
+    certificate = _load(der, _read_certificate, limit, "certificate", "malformed-chain")
+    serial = serial_number(certificate)
     if serial < 0 or (serial == 0 and not serial_zero):
         raise EvidenceFormatError("a certificate without a positive serial number", code="malformed-chain")
     return certificate
+
+
+def serial_number(certificate: x509.Certificate) -> int:
+    """Return the serial number. pyca warns each time somebody reads one that is 0."""
+    with _warnings, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return certificate.serial_number
 
 
 def load_crl(der: bytes) -> x509.CertificateRevocationList:
@@ -98,6 +108,8 @@ def _read_certificate(der: bytes) -> x509.Certificate:
 
 
 def _read_crl(der: bytes) -> x509.CertificateRevocationList:
+    # pyca reads a CRL's issuer again, and warns of it again, whenever it is asked for: refused here, it never is later.
+    warnings.simplefilter("error", UserWarning)
     crl = x509.load_der_x509_crl(der)
     _ = (list(crl.extensions), list(crl), crl.issuer, crl.last_update_utc, crl.next_update_utc)
     return crl
@@ -110,7 +122,7 @@ def _load(der: bytes, read: Callable[[bytes], _T], limit: int, what: str, code: 
         with _warnings, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of serial 0 (AMD) and of names over 64 characters (Google)
             loaded = read(der)
-    except _NOT_DER as exc:
+    except (*_NOT_DER, UserWarning) as exc:
         raise EvidenceFormatError(f"not a DER {what}", code=code) from exc
     # What the parser read is all there is, and no bits are left unused in the signature.
     if loaded.public_bytes(Encoding.DER) != der or not der.endswith(b"\0" + loaded.signature):

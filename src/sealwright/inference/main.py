@@ -123,6 +123,7 @@ def _enclave(workload: Workload, config: EnclaveConfig, payload: EnclavePayload,
         keys=EnclaveKeys.generate(config.suite, created=datetime.now(UTC)),
         openings=payload.openings,
         quote=workload.quote,
+        platform=workload.platform,
     )
     brokers = [BrokerClient(address, workload.connect, clock) for address in config.brokers]
     return Enclave(identity, brokers, clock, note=note)

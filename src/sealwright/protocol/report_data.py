@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from enum import StrEnum
 
 from sealwright.crypto.canonical import canonical, canonical_digest
-from sealwright.crypto.encoding import b64url
+from sealwright.crypto.encoding import b64url, digest
 
+DEVICE_LABEL = "sealwright/device/v1"
 NONCE_BYTES = 32
 REPORT_DATA_BYTES = 64
 
@@ -24,6 +25,21 @@ class Purpose(StrEnum):
 def devices_digest(devices: Sequence[tuple[str, bytes]] = ()) -> bytes:
     """Return SHA-256 (32 bytes) over the devices' evidence: (type, SHA-256 of it) in slot order."""
     return canonical_digest([{"type": kind, "sha256": sha256.hex()} for kind, sha256 in devices])
+
+
+def device_nonce(nonce: bytes, keyset_digest: bytes) -> bytes:
+    """Return the 32 bytes that devices beside the CPU are asked with: all that ties their evidence to a keyset.
+
+    Args:
+        nonce: 32 bytes of the verifier.
+        keyset_digest: SHA-256, 32 bytes.
+
+    Raises:
+        ValueError: a length is wrong.
+    """
+    if len(nonce) != NONCE_BYTES or len(keyset_digest) != 32:
+        raise ValueError("nonce and keyset digest have 32 bytes")
+    return digest(DEVICE_LABEL, nonce, keyset_digest)
 
 
 def report_data(

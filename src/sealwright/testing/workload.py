@@ -38,6 +38,7 @@ class FakeWorkload:
         self.listener = listener
         self.extra_fds = dict(extra_fds or {})
         self.claims = dict(claims or {})
+        self.platform = "software"
         self.peers = dict(peers)
         self._platform = platform
         self._registers = (code, hashlib.sha256(config).digest())

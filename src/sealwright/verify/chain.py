@@ -10,21 +10,22 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import NoReturn, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from cryptography.x509.oid import CRLEntryExtensionOID, ExtensionOID
+from cryptography.x509.oid import ExtensionOID
 
 from sealwright.endorsement.x509 import fingerprint
 from sealwright.errors import RevokedError, VerificationError
-from sealwright.verify.context import CollateralKind, Context
+from sealwright.verify.context import CollateralKind, Context, Same
 from sealwright.verify.verified import CollateralUse
 
 MAX_CANDIDATES = 64
+MAX_STEPS = 1024  # tries; the longest chain in use has six certificates
 _CA_EXTENSIONS = frozenset({ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE})
 _E = TypeVar("_E", bound=x509.ExtensionType)
 
@@ -82,10 +83,37 @@ def build_chain(
             code="bad-certificate",
             stage=stage,
         )
+    known = frozenset(known_critical) | _CA_EXTENSIONS
+
+    def prove() -> Chain:
+        return _prove_chain(leaf, candidates, pinned, context, stage, longest, known)
+
+    # All but the dates holds for ever, for these very certificates.
+    objects = tuple(Same(one) for one in (leaf, *candidates, *pinned))
+    chain = context.remember(("chain", objects, len(pinned), context.roots, longest, known), prove)
+    check_dates(chain, context=context, stage=stage)
+    return chain
+
+
+def check_dates(chain: Chain, *, context: Context, stage: str) -> None:
+    """Prove that every certificate is valid at `context.at`. Raises VerificationError `certificate-expired`."""
+    for certificate in chain.certificates:
+        _check_dates(certificate, context.at, stage)
+
+
+def _prove_chain(
+    leaf: x509.Certificate,
+    candidates: Collection[x509.Certificate],
+    pinned: Sequence[x509.Certificate],
+    context: Context,
+    stage: str,
+    longest: int,
+    known: frozenset[x509.ObjectIdentifier],
+) -> Chain:
     anchors = {fingerprint(root): root for root in pinned}
     others = {fingerprint(one): one for one in candidates}
     admitted = {digest: one for digest, one in others.items() if digest in context.roots}
-    path = next(_paths([leaf], others, anchors | admitted, longest), None)
+    path = next(_paths([leaf], others, anchors | admitted, longest, count(), stage), None)
     if path is None:
         raise VerificationError(
             f"no chain from {_name(leaf)} to a trusted root; are intermediates missing, or is this not the vendor's?",
@@ -95,7 +123,7 @@ def build_chain(
     for certificate, issuer in pairwise(path):
         context.check_issued(certificate, issuer, stage=stage)
     for depth, certificate in enumerate(path):
-        _check(certificate, depth, context.at, frozenset(known_critical) | _CA_EXTENSIONS, stage)
+        _check_purpose(certificate, depth, known, stage)
     return Chain(certificates=tuple(path), vendor=fingerprint(path[-1]) in anchors)
 
 
@@ -119,21 +147,67 @@ def check_crl(
     """
     if any(certificate.issuer != issuer.subject for certificate in certificates):
         raise ValueError("a certificate is looked for on the CRL of another issuer")
-    der = crl.public_bytes(Encoding.DER)
-    digest = sha256(der).digest()
-    if crl.issuer != issuer.subject:
+    digest = signed_crl(crl, issuer, context=context, stage=stage)
+    if digest is None:
         _refuse("the CRL is of another issuer", "bad-crl", stage)
-    _check_crl_signature(crl, issuer, digest, context, stage)
-    if any(extension.critical for extension in crl.extensions):
-        _refuse("the CRL has a critical extension that is not known", "bad-crl", stage)
+    return use_crl(crl, digest, certificates, kind=kind, context=context, stage=stage, fix=fix)
+
+
+def use_crl(
+    crl: x509.CertificateRevocationList,
+    digest: bytes,
+    certificates: Sequence[x509.Certificate],
+    *,
+    kind: CollateralKind,
+    context: Context,
+    stage: str,
+    fix: str,
+) -> CollateralUse:
+    """Prove that a CRL of the certificates' issuer is current enough, and that none of them is on it.
+
+    Args:
+        digest: what `signed_crl` returned.
+
+    Raises:
+        CollateralError: `collateral-stale`, `collateral-not-yet`. RevokedError: `certificate-revoked`.
+    """
     usage = context.use(kind, digest, issued=crl.last_update_utc, next_update=crl.next_update_utc, fix=fix)
     for certificate in certificates:
-        entry = crl.get_revoked_certificate_by_serial_number(certificate.serial_number)
-        if entry is not None and not _removed(entry):
+        # Whatever the reason: "removed" stands in delta CRLs alone, and those are refused.
+        if crl.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None:
             raise RevokedError(
                 f"{_name(certificate)} was revoked by its issuer", code="certificate-revoked", stage=stage
             )
     return usage
+
+
+def signed_crl(
+    crl: x509.CertificateRevocationList, issuer: x509.Certificate, *, context: Context, stage: str
+) -> bytes | None:
+    """Return the digest of a CRL that `issuer` signed, 32 bytes; None if it names another issuer.
+
+    Raises:
+        VerificationError: `bad-crl`.
+    """
+    # It holds for ever, for these very objects.
+    return context.remember(
+        ("crl", Same(crl), Same(issuer)), lambda: _prove_crl(crl, issuer, context, stage), size=16 * 1024
+    )
+
+
+def _prove_crl(
+    crl: x509.CertificateRevocationList, issuer: x509.Certificate, context: Context, stage: str
+) -> bytes | None:
+    """Return the digest of a CRL that `issuer` signed, and in which nothing is critical that is not known."""
+    if crl.issuer != issuer.subject:
+        return None
+    digest = sha256(crl.public_bytes(Encoding.DER)).digest()
+    if not extension(issuer, x509.KeyUsage, stage=stage).crl_sign:
+        _refuse(f"{_name(issuer)} may not sign CRLs", "bad-crl", stage)
+    _check_crl_signature(crl, issuer, digest, context, stage)
+    if any(extension.critical for extension in crl.extensions):
+        _refuse("the CRL has a critical extension that is not known", "bad-crl", stage)
+    return digest
 
 
 def find_crl(
@@ -157,8 +231,12 @@ def _paths(
     others: dict[bytes, x509.Certificate],
     anchors: dict[bytes, x509.Certificate],
     longest: int,
+    steps: Iterator[int],
+    stage: str,
 ) -> Iterator[list[x509.Certificate]]:
     """Yield paths by names alone, shortest extension first, that end in an anchor."""
+    if next(steps) >= MAX_STEPS:
+        _refuse("certificates with the same names lead to too many paths", "bad-certificate", stage)
     last = path[-1]
     if fingerprint(last) in anchors:
         yield path
@@ -168,7 +246,7 @@ def _paths(
     pool = {**others, **anchors}  # an anchor's own bytes win
     for one in pool.values():
         if one.subject == last.issuer and one not in path and _could_have_signed(last, one):
-            yield from _paths([*path, one], others, anchors, longest)
+            yield from _paths([*path, one], others, anchors, longest, steps, stage)
 
 
 def _could_have_signed(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
@@ -183,13 +261,7 @@ def _could_have_signed(certificate: x509.Certificate, issuer: x509.Certificate) 
     return wanted is None or wanted == found
 
 
-def _check(
-    certificate: x509.Certificate,
-    depth: int,
-    at: datetime,
-    known: frozenset[x509.ObjectIdentifier],
-    stage: str,
-) -> None:
+def _check_dates(certificate: x509.Certificate, at: datetime, stage: str) -> None:
     if not certificate.not_valid_before_utc <= at <= certificate.not_valid_after_utc:
         _refuse(
             f"{_name(certificate)} is valid from {certificate.not_valid_before_utc:%Y-%m-%d} to "
@@ -197,6 +269,11 @@ def _check(
             "certificate-expired",
             stage,
         )
+
+
+def _check_purpose(
+    certificate: x509.Certificate, depth: int, known: frozenset[x509.ObjectIdentifier], stage: str
+) -> None:
     if any(one.critical and one.oid not in known for one in certificate.extensions):
         _refuse(f"{_name(certificate)} has a critical extension that is not known", "bad-certificate", stage)
     if depth:
@@ -231,14 +308,6 @@ def _check_crl_signature(
         context.check_signature(sha256(digest + spki).digest(), verify)
     except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm):
         _refuse("the CRL was not signed by its issuer", "bad-crl", stage)
-
-
-def _removed(entry: x509.RevokedCertificate) -> bool:
-    try:
-        reason = entry.extensions.get_extension_for_oid(CRLEntryExtensionOID.CRL_REASON).value
-    except x509.ExtensionNotFound:
-        return False
-    return isinstance(reason, x509.CRLReason) and reason.reason is x509.ReasonFlags.remove_from_crl
 
 
 def _name(certificate: x509.Certificate) -> str:

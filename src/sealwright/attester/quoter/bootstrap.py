@@ -50,6 +50,7 @@ def _run() -> int:
         listener=socket.socket(fileno=layout.LISTENER) if hello["listener"] else None,
         extra_fds={name: layout.FIRST_EXTRA + at for at, name in enumerate(hello["extra_fds"])},
         claims=claims,
+        platform=hello["platform"],
         _quotes=quotes,
         _connections=socket.socket(fileno=layout.CONNECTIONS),
     )

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sealwright.attester.local import AttesterSpec
 from sealwright.attester.quoter import kernel, layout, swap
 from sealwright.attester.quoter.elf import parse_elf
 from sealwright.attester.quoter.image import Measurement
@@ -59,6 +60,7 @@ def launch(
     state_dir: Path | None = None,
     allow_swap: bool = False,
     payload: bytes = b"",
+    attester: AttesterSpec | None = None,
 ) -> Running:
     """Measure, seal and start a workload; return when its engines are forked and its entry is called.
 
@@ -71,6 +73,7 @@ def launch(
         state_dir: where the quoting root lies; default: `default_state()`.
         allow_swap: start even where memory can reach swap (the claim says so).
         payload: untrusted input, read by the workload.
+        attester: where quotes come from; None: this quoter signs them, platform `software`.
 
     Raises:
         UnavailableError: this machine lacks a part that is needed, or the workload ended at once.
@@ -83,6 +86,7 @@ def launch(
         "allow_swap": allow_swap,
         "listener": listen is not None,
         "extra_fds": list(extra),
+        "attester": None if attester is None else attester.to_json(),
     }
     control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from sealwright import __version__
+from sealwright.attester.local import AttesterSpec
 from sealwright.attester.quoter import kernel, layout, swap
 from sealwright.attester.quoter.authority import Authority
 from sealwright.attester.quoter.image import Measurement, build_image, measured
@@ -53,6 +54,12 @@ class Job:
     quoter: int = 0  # pid
     workload: int = 0  # pid
     exit_code: int = 70
+
+    @property
+    def attester(self) -> AttesterSpec | None:
+        """Where quotes come from; None: from us."""
+        said = self.request["attester"]
+        return None if said is None else AttesterSpec.from_json(said)
 
 
 def main(control_fd: int) -> int:
@@ -104,7 +111,7 @@ def _start(job: Job, control: socket.socket) -> None:
     if job.quoter == 0:
         for ours in (control, authority, quotes_theirs, connections_theirs):
             ours.close()
-        run_quoter(authority_theirs, quotes, connections, quoter_uid)
+        run_quoter(authority_theirs, quotes, connections, quoter_uid, job.attester)
     authority_theirs.close()
     done = _start_workload(job, uid, quotes_theirs, connections_theirs)
     body = _introduce(job, quotes, done, guard)
@@ -149,6 +156,7 @@ def _introduce(job: Job, quotes: socket.socket, done: dict[str, bool], guard: st
         "mlock": guard == "mlock",
         "listener": job.request["listener"],
         "extra_fds": job.request["extra_fds"],
+        "platform": "software" if job.attester is None else job.attester.platform,
     }
     with _workload_answers():
         quotes.send(layout.packed(hello))
@@ -177,9 +185,11 @@ def _introduce(job: Job, quotes: socket.socket, done: dict[str, bool], guard: st
 def _appoint(authority: socket.socket, body: QuoteBody, job: Job) -> None:
     """Tell the quoting process what to say, and certify its key."""
     authority.send(layout.packed([body.encode().hex(), job.config.hex()]))
-    _certify(authority, job)
-    if authority.recv(layout.PACKET) != layout.OK:
-        raise UnavailableError("the quoting process has ended", code="quoter-gone", stage="quote")
+    if job.attester is None:
+        _certify(authority, job)
+    answer = authority.recv(layout.PACKET)
+    if answer != layout.OK:
+        layout.raise_failure(answer)
 
 
 def _certify(channel: socket.socket, job: Job) -> bool:

@@ -7,6 +7,7 @@ the JSON of an error.
 from __future__ import annotations
 
 import json
+import socket
 from typing import Any, NoReturn
 
 from sealwright.errors import AppraisalError, AppraisalFailure, UnavailableError
@@ -15,6 +16,9 @@ NULL, ROOT, QUOTES, CONNECTIONS, CONFIG, PAYLOAD, SCRATCH, LISTENER, FIRST_EXTRA
 SEALED = f"/proc/self/fd/{ROOT}"
 SCRATCH_PATH = f"/proc/self/fd/{SCRATCH}"
 PACKET = 128 * 1024  # bytes, the longest message
+
+CHUNK = 64 * 1024  # bytes; a socket's buffer holds a packet of this size everywhere
+MAX_ANSWER = 2 * 1024 * 1024  # bytes of a quote with its endorsements
 
 OK, FAILED = b"\0", b"\1"
 
@@ -27,6 +31,31 @@ def packed(value: object) -> bytes:
 def unpacked(raw: bytes) -> Any:
     """Return the JSON value of a message between quoter and workload, who trust each other's form."""
     return json.loads(raw)
+
+
+def send_answer(channel: socket.socket, answer: bytes) -> None:
+    """Send a result that may be longer than a packet: its length first, then its bytes."""
+    channel.send(OK + len(answer).to_bytes(4, "big"))
+    for start in range(0, len(answer), CHUNK):
+        channel.send(answer[start : start + CHUNK])
+
+
+def receive_answer(channel: socket.socket) -> bytes:
+    """Return what `send_answer` sent.
+
+    Raises:
+        UnavailableError: the other side ended, or answered with an error.
+    """
+    head = channel.recv(PACKET)
+    if head[:1] != OK or len(head) != 5:
+        raise_failure(head)
+    size, found = int.from_bytes(head[1:], "big"), b""
+    while len(found) < size <= MAX_ANSWER:
+        packet = channel.recv(PACKET)
+        if not packet:
+            raise_failure(b"")
+        found += packet
+    return found
 
 
 def failure(exc: Exception) -> bytes:

@@ -5,6 +5,7 @@ It is forked before the root key is read, so it never holds it; its certificates
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import socket
@@ -19,10 +20,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from sealwright import __version__
+from sealwright.attester.base import Attester, BindsConfig
+from sealwright.attester.local import AttesterSpec
 from sealwright.attester.quoter import kernel, layout
 from sealwright.attester.quoter.authority import envelope, new_authority, sign_quote
 from sealwright.attester.quoter.peers import allowed_peers, serve_connections
 from sealwright.endorsement.software import SoftwareEndorsement
+from sealwright.errors import SealwrightError
 from sealwright.evidence.envelope import EvidenceEnvelope
 from sealwright.evidence.software import REPORT_DATA_SIZE, Claims, QuoteBody, SoftwareQuote
 
@@ -76,21 +80,35 @@ class Quoter:
         return held
 
 
+@dataclass(slots=True, kw_only=True)
+class HardwareQuoter:
+    """Quotes of this machine's own attester, in place of ours. The config is in its register from the start."""
+
+    attester: Attester
+
+    def quote(self, report_data: bytes, now: datetime) -> bytes:
+        """Return an evidence envelope over 64 bytes of report data."""
+        return self.attester.quote(report_data).encode()
+
+
 def run_quoter(
-    authority: socket.socket, quotes: socket.socket, connections: socket.socket, uid: int
+    authority: socket.socket,
+    quotes: socket.socket,
+    connections: socket.socket,
+    uid: int,
+    spec: AttesterSpec | None,
 ) -> NoReturn:
     """In the quoting process: drop root, wait for the body, then serve until the workload ends."""
     code = 1
     try:
+        attester = _opened(spec, authority)
         _rehearse()
         parent = os.getppid()
-        _drop(uid)
+        # A TPM is open already. The TEEs' interfaces are opened for each quote, and root alone may.
+        _drop(uid if attester is None or attester.platform == "tpm" else 0)
         body, config = _told(authority)
         if os.getppid() == parent:
-            quoter = Quoter(body=body, authority=authority, key=ec.generate_private_key(ec.SECP384R1()))
-            quoter.quote(
-                bytes(REPORT_DATA_SIZE), datetime.now(UTC)
-            )  # certificates are in place before "ready"
+            quoter = _quoter(body, config, authority, attester)
             authority.send(layout.OK)
             authority.recv(layout.PACKET)  # the workload is running: what it writes now is for us
             peers = allowed_peers(config)
@@ -103,13 +121,46 @@ def run_quoter(
         os._exit(code)
 
 
-def serve_quotes(quoter: Quoter, channel: socket.socket) -> None:
+def serve_quotes(quoter: Quoter | HardwareQuoter, channel: socket.socket) -> None:
     """Answer each 64-byte report data with an envelope, until the workload has closed its end."""
     while request := channel.recv(layout.PACKET):
         if len(request) != REPORT_DATA_SIZE:
             channel.send(layout.failure(ValueError("report data has 64 bytes")))
             continue
-        channel.send(layout.OK + quoter.quote(request, datetime.now(UTC)))
+        try:
+            answer = quoter.quote(request, datetime.now(UTC))
+        except SealwrightError as exc:  # an interface that is busy now may answer later
+            channel.send(layout.failure(exc))
+            continue
+        layout.send_answer(channel, answer)
+
+
+def _opened(spec: AttesterSpec | None, authority: socket.socket) -> Attester | None:
+    """Open the attester, and quote once, so that all is imported and a machine without it fails at the start."""
+    try:
+        attester = None if spec is None else spec.open()
+        if attester is not None:
+            attester.quote(hashlib.sha512(b"sealwright/rehearsal/v1").digest())
+    except SealwrightError as exc:
+        authority.send(layout.failure(exc))
+        raise
+    return attester
+
+
+def _quoter(
+    body: QuoteBody, config: bytes, authority: socket.socket, attester: Attester | None
+) -> Quoter | HardwareQuoter:
+    if attester is None:
+        quoter = Quoter(body=body, authority=authority, key=ec.generate_private_key(ec.SECP384R1()))
+        quoter.quote(bytes(REPORT_DATA_SIZE), datetime.now(UTC))  # certificates are in place before "ready"
+        return quoter
+    if isinstance(attester, BindsConfig):
+        try:
+            attester.bind_config(hashlib.sha256(config).digest())
+        except SealwrightError as exc:
+            authority.send(layout.failure(exc))
+            raise
+    return HardwareQuoter(attester=attester)
 
 
 def _rehearse() -> None:
@@ -131,7 +182,7 @@ def _rehearse() -> None:
 
 def _drop(uid: int) -> None:
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
-    if os.geteuid() == 0:
+    if os.geteuid() == 0 and uid:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)

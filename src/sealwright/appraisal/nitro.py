@@ -1,0 +1,44 @@
+"""What a policy admits of AWS Nitro, beside registers, conditions and roots. Spec: docs/spec/nitro.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from sealwright.appraisal.rules import HardwareRules
+from sealwright.errors import AppraisalFailure
+from sealwright.verify.nitro import VerifiedNitro
+
+# The registers that name what runs; a policy lists the values of one of them at least.
+CODE_REGISTERS = {"enclave": ("pcr0", "pcr8"), "nitrotpm": ("pcr4", "pcr7", "pcr11")}
+
+
+class NitroRules(HardwareRules):
+    """Admits documents of one kind, that are young enough, of named code and, if named, of named instances."""
+
+    # An instance can put into a NitroTPM register the very value that an enclave's image has: kinds never mix.
+    document: Literal["enclave", "nitrotpm"] = "enclave"
+    oldest_document_s: Annotated[int, Field(ge=0, le=3 * 3600)] = 300
+    instances: Annotated[list[str], Field(max_length=256)] | Literal["any"] = "any"  # EC2 instance ids
+
+    def refusals(self, verified: Any) -> Iterator[AppraisalFailure]:
+        """Yield every reason of Nitro's own to refuse `verified`, a `VerifiedNitro`."""
+        if not isinstance(verified, VerifiedNitro):
+            raise TypeError("rules of platform nitro appraise a VerifiedNitro")
+        document = verified.document
+        if document.kind != self.document:
+            text = f"the document is of kind {document.kind}; the policy admits {self.document}"
+            yield AppraisalFailure(text, code="document-kind-not-allowed")
+        if verified.age_s > self.oldest_document_s:
+            text = f"the document is {verified.age_s} s old; the policy admits {self.oldest_document_s} s"
+            yield AppraisalFailure(text, code="document-too-old")
+        if not self.listed & set(CODE_REGISTERS[self.document]):
+            names = " or ".join(CODE_REGISTERS[self.document])
+            yield AppraisalFailure(
+                f"the policy names no code: it lists no value of {names}", code="no-code-named"
+            )
+        if self.instances != "any" and document.instance_id not in self.instances:
+            text = f"instance {document.instance_id or 'without a name'} is not in the policy"
+            yield AppraisalFailure(text, code="instance-not-allowed")

@@ -1,0 +1,43 @@
+"""What vendors publish about the evidence at hand, out of the cache that `sealwright collateral` fills. Asks nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sealwright.collateral.cache import Cache
+from sealwright.collateral.need import Need
+from sealwright.collateral.peek import needs_of
+from sealwright.endorsement.bag import Endorsements
+from sealwright.errors import SealwrightError
+from sealwright.evidence.azure import AzureEvidence
+from sealwright.evidence.envelope import EvidenceEnvelope
+
+
+def _azure(evidence: bytes, endorsements: Sequence[bytes]) -> Sequence[Need]:
+    azure = AzureEvidence.parse(evidence)
+    hardware = azure.hcl.hardware_report if azure.td_quote is None else azure.td_quote
+    return needs_of(
+        EvidenceEnvelope(type=azure.hcl.kind, evidence=hardware, endorsements=tuple(endorsements))
+    )
+
+
+_READERS = {"az-snp-vtpm": _azure, "az-tdx-vtpm": _azure}
+
+
+def cached_collateral(cache: Cache, envelope: EvidenceEnvelope) -> Endorsements:
+    """Return what the cache has for `envelope`; nothing of it is verified, and what is missing the verification names.
+
+    A piece that cannot be read is left out, as if it were not there.
+    """
+    try:
+        needs = needs_of(envelope, readers=_READERS)
+    except SealwrightError:
+        return Endorsements()
+    found = Endorsements()
+    for need in needs:
+        try:
+            piece = cache.get(need) if need.facts.kept else None
+            found += Endorsements() if piece is None else Endorsements.detect(piece.blobs)
+        except SealwrightError:
+            continue
+    return found

@@ -1,0 +1,181 @@
+"""A paravisor without Azure: over a fake AMD, with a vTPM key of its own. Every part of it can be told to lie."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from functools import cache
+from typing import Any, Literal
+
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from sealwright.endorsement.bag import Endorsements
+from sealwright.evidence.azure import AzureEvidence, HclReport
+from sealwright.evidence.envelope import EvidenceEnvelope
+from sealwright.evidence.tpm import TpmQuote, TpmsAttest
+from sealwright.evidence.tpmkey import Scheme, TpmtSignature
+from sealwright.evidence.tpmwire import PcrSelection
+from sealwright.testing.snp import SnpTestPlatform
+from sealwright.testing.software import FakePlatformWarning
+from sealwright.testing.tpm import ak_public
+
+PCRS = 24
+
+
+class AzureTestPlatform:
+    """An Azure confidential VM on SEV-SNP, made at `now`: it says and signs anything. Never trust its root.
+
+    `claims` are the paravisor's runtime data, `pcrs` the values of bank sha256: change them at will.
+    """
+
+    def __init__(self, now: datetime, *, hardware: SnpTestPlatform | None = None) -> None:
+        warnings.warn("AzureTestPlatform signs anything", FakePlatformWarning, stacklevel=2)
+        self.hardware = hardware or SnpTestPlatform(now, "Milan")
+        self.key = _key("ak")
+        self.claims: dict[str, Any] = {
+            "keys": [self.jwk()],
+            "vm-configuration": {"secure-boot": True, "tpm-enabled": True, "vmUniqueId": "TEST"},
+            "user-data": "00" * 64,
+        }
+        self.pcrs = {number: bytes([number]) * 32 if number < 12 else bytes(32) for number in range(PCRS)}
+
+    @property
+    def root_fingerprint(self) -> bytes:
+        """SHA-256 of the root certificate (32 bytes)."""
+        return self.hardware.root_fingerprint
+
+    def endorsements(self) -> list[bytes]:
+        """Return what comes with the evidence, DER."""
+        return self.hardware.endorsements()
+
+    def jwk(self, key: rsa.RSAPrivateKey | None = None, **changes: Any) -> dict[str, Any]:
+        """Return the vTPM's key as the paravisor states it. Args: changes: members that differ."""
+        numbers = (key or self.key).public_key().public_numbers()
+        stated = {"kid": "HCLAkPub", "key_ops": ["sign"], "kty": "RSA"}
+        return {**stated, "e": b64url_integer(numbers.e), "n": b64url_integer(numbers.n), **changes}
+
+    def hcl(self, *, report_data: bytes | None = None, hash_name: str = "sha256", **report: Any) -> HclReport:
+        """Return the paravisor's report.
+
+        Args:
+            report_data: else what it has to be, 64 bytes.
+            report: fields of the hardware's report that differ, as `SnpTestPlatform.report`.
+        """
+        data = json.dumps(self.claims).encode()
+        bound = hashlib.new(hash_name, data).digest().ljust(64, b"\0")
+        return HclReport(
+            version=2,
+            kind="snp",
+            hash_name=hash_name,
+            hardware_report=self.hardware.report(report_data or bound, **report),
+            runtime_data=data,
+            padding=8,
+        )
+
+    def quote(self, extra_data: bytes, *, key: rsa.RSAPrivateKey | None = None, **attest: Any) -> TpmQuote:
+        """Return a quote of the vTPM.
+
+        Args:
+            extra_data: report data without its zero padding.
+            key: else the vTPM's own.
+            attest: members of TPMS_ATTEST that differ.
+        """
+        fields: dict[str, Any] = {
+            "qualifiedSigner": b"\x00\x0b" + bytes(32),
+            "extraData": extra_data,
+            "clock": 1,
+            "resetCount": 0,
+            "restartCount": 0,
+            "safe": True,
+            "firmwareVersion": 1,
+            "pcrSelect": (PcrSelection(bank="sha256", pcrs=tuple(sorted(self.pcrs))),),
+            "pcrDigest": hashlib.sha256(b"".join(value for _, value in sorted(self.pcrs.items()))).digest(),
+        }
+        said = TpmsAttest(**(fields | attest), signed=b"")
+        signed = said.encode()
+        signature = (key or self.key).sign(signed, padding.PKCS1v15(), SHA256())
+        return TpmQuote(
+            attest=replace(said, signed=signed),
+            signature=TpmtSignature(scheme=Scheme(name="rsassa", hash="sha256"), values=(signature,)),
+            pcrs={"sha256": dict(self.pcrs)},
+        )
+
+    def evidence(self, extra_data: bytes, **report: Any) -> tuple[AzureEvidence, list[bytes]]:
+        """Return evidence over `extra_data` and the endorsements for it. Args: report: as `hcl`."""
+        made = AzureEvidence(hcl=self.hcl(**report), quote=self.quote(extra_data), td_quote=None)
+        return made, self.endorsements()
+
+
+class AzureTestVtpm:
+    """The vTPM and the metadata service of an `AzureTestPlatform`, as `AzureAttester` uses them.
+
+    Args:
+        event_log: that goes along with each quote.
+    """
+
+    platform: Literal["tpm"] = "tpm"
+
+    def __init__(self, machine: AzureTestPlatform, *, event_log: bytes | None = None) -> None:
+        self.machine = machine
+        self.event_log = event_log
+        self.key = machine.key
+        self.read: list[tuple[int, bool]] = []  # NV indices, and whether by the owner
+        self.asked: list[str] = []  # paths of the metadata service
+
+    def nv_read(self, index: int, *, owner: bool = False) -> bytes | None:
+        """Return the paravisor's report out of its index."""
+        self.read.append((index, owner))
+        return self.machine.hcl().encode() if index == 0x01400001 else None
+
+    def quote(self, report_data: bytes) -> EvidenceEnvelope:
+        """Return a quote by `key`, as `TpmAttester` does."""
+        signed = self.machine.quote(report_data.rstrip(b"\0"), key=self.key)
+        return EvidenceEnvelope(
+            type="tpm",
+            evidence=replace(signed, ak_public=ak_public(self.key)).encode(),
+            event_log=self.event_log,
+            endorsements=(),
+        )
+
+    def bind_config(self, config_digest: bytes) -> None:
+        """Extend PCR 8, which was not extended before."""
+        self.machine.pcrs[8] = hashlib.sha256(bytes(32) + config_digest).digest()
+
+    def describe(self) -> Mapping[str, object]:
+        """Return nothing."""
+        return {}
+
+    def close(self) -> None:
+        """Let go of nothing."""
+
+    def http(self, path: str, body: bytes | None) -> bytes:
+        """Answer as the metadata service: the VCEK, ASK and ARK, PEM."""
+        self.asked.append(path)
+        vek, *chain = (
+            one.public_bytes(Encoding.PEM).decode()
+            for one in Endorsements.detect(self.machine.endorsements()).certificates
+        )
+        return json.dumps({"vcekCert": vek, "certificateChain": "".join(chain), "tcbm": "00"}).encode()
+
+
+def b64url_integer(number: int) -> str:
+    """Return a number as a JWK has it."""
+    raw = number.to_bytes((number.bit_length() + 7) // 8, "big")
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+@cache
+def _key(_name: str, bits: int = 2048) -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(65537, bits)
+
+
+def other_key(bits: int = 2048) -> rsa.RSAPrivateKey:
+    """Return the key of somebody else; it is made once a process."""
+    return _key("other", bits)

@@ -1,0 +1,44 @@
+"""Every byte of a real quote of each format: changed, it is refused. There are no bytes outside what is checked."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+from tests.intel.support import caches, day, everything, parse_quote, quote_bytes
+
+from sealwright.errors import SealwrightError
+from sealwright.verify.context import Context
+from sealwright.verify.sgx import verify_sgx
+from sealwright.verify.tdx import verify_tdx
+
+
+@pytest.mark.parametrize(
+    ("name", "at"),
+    [
+        ("sgx/dcap-qvl/sgx_quote", "2025-06-25"),
+        ("tdx/dcap-qvl/tdx_quote", "2025-06-25"),  # version 4, with padding
+        ("tdx/go-tdx-guest/testing__testdata__quote_v5_sample.dat", "2026-03-01"),
+    ],
+)
+def test_every_byte(name: str, at: str) -> None:
+    raw = quote_bytes(name)
+    quote = parse_quote(raw)
+    sgx = quote.header.version == 3
+    check = partial(
+        verify_sgx if sgx else verify_tdx,
+        endorsements=everything(day(at)),
+        expected_report_data=quote.report.report_data,
+        context=Context(at=day(at), **caches()),
+    )
+    assert check(quote).tcb.status
+    accepted = []
+    for place in range(len(raw)):
+        changed = bytearray(raw)
+        changed[place] ^= 0x01
+        try:
+            check(parse_quote(bytes(changed)))
+        except SealwrightError:
+            continue
+        accepted.append(place)
+    assert accepted == []
