@@ -13,7 +13,7 @@ from sealwright.cli import _probes, doctor, main
 from sealwright.cli.doctor import _lines
 from sealwright.testing.machines import MACHINES, lay_out
 
-linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="issue 2: enclaves are Linux only")
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="enclaves are Linux only")
 
 
 def test_json_says_whether_an_enclave_can_run(capsys: pytest.CaptureFixture[str]) -> None:
