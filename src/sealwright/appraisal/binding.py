@@ -71,3 +71,18 @@ class ConfigBinding:
         raise SettingsError(
             f"register {name!r} cannot hold a config digest", code="config-register", stage="policy"
         )
+
+
+def holds(binding: ConfigBinding, digest: bytes) -> bool:
+    """Say whether a register holds init-data's digest, padded with zeros or cut to its size; without any, zeros.
+
+    Args:
+        digest: of any length; empty: there is no init-data. Spec: docs/spec/kbs-guest.md, Init-data.
+    """
+    size = len(binding.held)
+    if not size:
+        return False
+    if not digest or not _PCR.fullmatch(binding.register):
+        return hmac.compare_digest(binding.held, digest[:size].ljust(size, b"\0"))
+    bank = sha256 if size == sha256().digest_size else sha384
+    return hmac.compare_digest(binding.held, bank(bytes(size) + digest[:size].ljust(size, b"\0")).digest())

@@ -15,6 +15,7 @@ from starlette.routing import BaseRoute, Route
 
 from sealwright.broker import proofs
 from sealwright.broker.core import Core
+from sealwright.broker.guest import Guests
 from sealwright.broker.http import read_body
 from sealwright.broker.journal import MAX_JOURNAL, Journal
 from sealwright.broker.problems import problem
@@ -40,8 +41,10 @@ from sealwright.protocol.kbs import (
     Challenge,
     LeaseRequest,
     encode_nonce,
+    is_keyset_form,
     parse_message,
 )
+from sealwright.protocol.kbs_guest import SELECTED, GuestAttestRequest
 from sealwright.tlog.tiles import CHECKPOINT, Fetch
 
 MAX_LEASE_REQUEST = 4 * 1024  # bytes
@@ -52,11 +55,11 @@ _SESSION = re.compile(r"[0-9a-f]{32}", re.ASCII)
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def kbs_routes(broker: Broker, core: Core) -> list[BaseRoute]:
-    """Return the routes of the KBS protocol."""
+def kbs_routes(broker: Broker, guests: Guests, core: Core) -> list[BaseRoute]:
+    """Return the routes of the KBS protocol, in our keyset form and the guests' of Confidential Containers."""
     return [
-        Route("/kbs/v0/auth", _auth(broker), methods=["POST"]),
-        Route("/kbs/v0/attest", _attest(broker), methods=["POST"]),
+        Route("/kbs/v0/auth", _auth(broker, guests), methods=["POST"]),
+        Route("/kbs/v0/attest", _attest(broker, guests), methods=["POST"]),
         Route("/kbs/v0/sealwright/lease", _lease(broker, core), methods=["POST"]),
         Route("/kbs/v0/resource/{tenant}/key/{kid}", _resource(broker), methods=["GET"]),
     ]
@@ -75,7 +78,7 @@ def public_routes(
     ]
 
 
-def _auth(broker: Broker) -> Endpoint:
+def _auth(broker: Broker, guests: Guests) -> Endpoint:
     async def post(request: Request) -> Response:
         raw = await read_body(request, MAX_AUTH)
         asked = parse_json(raw, limit=MAX_AUTH)
@@ -85,9 +88,15 @@ def _auth(broker: Broker) -> Endpoint:
             and asked["version"] != KBS_VERSION
         ):
             return problem(401, "kbs-version", kbs=True)
-        session = await run_in_threadpool(broker.auth, parse_message(AuthRequest, raw, limit=MAX_AUTH))
+        message = parse_message(AuthRequest, raw, limit=MAX_AUTH)
+        if message.wants_keyset():
+            session = await run_in_threadpool(broker.auth, message)
+            extra = {"sealwright": KEYSET_FORM}
+        else:
+            session, chosen = await run_in_threadpool(guests.auth, message)
+            extra = {SELECTED: chosen}
         challenge = Challenge.model_validate(
-            {"nonce": encode_nonce(session.challenge), "extra-params": {"sealwright": KEYSET_FORM}}
+            {"nonce": encode_nonce(session.challenge), "extra-params": extra}
         )
         answer = JSONResponse(challenge.to_json())
         answer.set_cookie(
@@ -104,10 +113,17 @@ def _auth(broker: Broker) -> Endpoint:
     return post
 
 
-def _attest(broker: Broker) -> Endpoint:
+def _attest(broker: Broker, guests: Guests) -> Endpoint:
     async def post(request: Request) -> Response:
-        asked = parse_message(AttestRequest, await read_body(request, MAX_ATTEST), limit=MAX_ATTEST)
-        return JSONResponse({"token": await run_in_threadpool(broker.attest, _session(request), asked)})
+        raw = await read_body(request, MAX_ATTEST)
+        session = session_of(request)
+        if is_keyset_form(parse_json(raw, limit=MAX_ATTEST)):
+            asked = parse_message(AttestRequest, raw, limit=MAX_ATTEST)
+            token = await run_in_threadpool(broker.attest, session, asked)
+        else:
+            guest = parse_message(GuestAttestRequest, raw, limit=MAX_ATTEST)
+            token = await run_in_threadpool(guests.attest, session, guest)
+        return JSONResponse({"token": token})
 
     return post
 
@@ -116,7 +132,7 @@ def _lease(broker: Broker, core: Core) -> Endpoint:
     async def post(request: Request) -> Response:
         raw = await read_body(request, MAX_LEASE_REQUEST)
         asked = parse_message(LeaseRequest, raw, limit=MAX_LEASE_REQUEST)
-        given = await run_in_threadpool(broker.lease, _session(request), asked)
+        given = await run_in_threadpool(broker.lease, session_of(request), asked)
         envelopes = {"lease": given.envelope, "callers": given.callers, "broker_keys": core.broker_keys()}
         return JSONResponse({name: json.loads(envelope) for name, envelope in envelopes.items()})
 
@@ -126,7 +142,7 @@ def _lease(broker: Broker, core: Core) -> Endpoint:
 def _resource(broker: Broker) -> Endpoint:
     async def get(request: Request) -> Response:
         tenant, kid = name_of(request, "tenant"), name_of(request, "kid")
-        release = await run_in_threadpool(broker.resource, _session(request), tenant, kid)
+        release = await run_in_threadpool(broker.resource, session_of(request), tenant, kid)
         return Response(release, media_type="application/json")
 
     return get
@@ -221,7 +237,8 @@ def name_of(request: Request, member: str) -> str:
     return value
 
 
-def _session(request: Request) -> str:
+def session_of(request: Request) -> str:
+    """Return the session named by the cookie. Raises VerificationError: `session-unknown`."""
     session_id = request.cookies.get(SESSION_COOKIE, "")
     if not _SESSION.fullmatch(session_id):
         raise VerificationError("no session cookie; begin with auth", code="session-unknown", stage="session")
