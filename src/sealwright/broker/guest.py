@@ -61,6 +61,11 @@ class Guests:
         with decided(self._core, "attest", said):
             return self._attest(session_id, request, said)
 
+    def has(self, session: str) -> bool:
+        """Say whether this is the id of a guest's session, or the token that one was answered with."""
+        with self._state.lock:
+            return self._sessions.is_guest(session)
+
     def resource(self, session: str, path: str) -> Jwe:
         """Return a resource, encrypted to the key that the session's evidence vouches for.
 

@@ -1,4 +1,4 @@
-"""Routes of guests' resources, and the administrator's as Trustee's clients call them. Spec: docs/spec/kbs-guest.md."""
+"""Routes of the administrator of guests' resources: ours, and those that Trustee's clients call. Spec: docs/spec/kbs-guest.md."""
 
 from __future__ import annotations
 
@@ -12,21 +12,18 @@ from starlette.routing import BaseRoute, Route
 
 from sealwright.appraisal.yaml import MAX_YAML
 from sealwright.broker.admin_routes import PREFIX, authenticated
-from sealwright.broker.guest import Guests
 from sealwright.broker.http import read_body
 from sealwright.broker.problems import problem
 from sealwright.broker.resources import MAX_RESOURCE, Resources
-from sealwright.broker.routes import Endpoint, name_of, session_of
+from sealwright.broker.routes import Endpoint, name_of
 from sealwright.broker.settings import BrokerSecrets
 from sealwright.crypto.canonical import parse_json
 from sealwright.crypto.document import Bytes, Name, Record, validated
 from sealwright.crypto.encoding import b64url_decode
-from sealwright.errors import VerificationError
 
 DEFAULT_TENANT = "default"  # of what Trustee's clients store, which know no tenants
 _PATH = "/{repository}/{kind}/{tag}"
 _MAX_BODY = 2 * (MAX_RESOURCE + MAX_YAML)
-_MAX_BEARER = 64 * 1024  # characters
 
 
 class NewResource(Record):
@@ -51,14 +48,13 @@ class TrusteePolicy(Record):
     policy: Annotated[str, Field(max_length=2 * MAX_YAML)]  # base64url
 
 
-def guest_routes(guests: Guests, resources: Resources, secrets: BrokerSecrets) -> list[BaseRoute]:
+def guest_routes(resources: Resources, secrets: BrokerSecrets) -> list[BaseRoute]:
     """Return the routes."""
 
     def admin(method: str, path: str, handler: Endpoint) -> Route:
         return Route(path, authenticated(handler, secrets), methods=[method])
 
     return [
-        Route(f"/kbs/v0/resource{_PATH}", _get(guests), methods=["GET"]),
         admin("POST", f"/kbs/v0/resource{_PATH}", _trustee_put(resources)),
         admin("POST", "/kbs/v0/resource-policy", _trustee_policy(resources)),
         admin("GET", "/kbs/v0/resource-policy", _defaults(resources)),
@@ -70,14 +66,6 @@ def guest_routes(guests: Guests, resources: Resources, secrets: BrokerSecrets) -
         admin("GET", f"{PREFIX}/guest-policies", _defaults(resources)),
         admin("POST", PREFIX + "/guest-policies/{tenant}", _set_default(resources)),
     ]
-
-
-def _get(guests: Guests) -> Endpoint:
-    async def get(request: Request) -> Response:
-        answer = await run_in_threadpool(guests.resource, _session_or_token(request), _path(request))
-        return JSONResponse(answer.to_json())
-
-    return get
 
 
 def _trustee_put(resources: Resources) -> Endpoint:
@@ -153,17 +141,6 @@ def _set_default(resources: Resources) -> Endpoint:
 
 def _path(request: Request) -> str:
     return "/".join(name_of(request, member) for member in ("repository", "kind", "tag"))
-
-
-def _session_or_token(request: Request) -> str:
-    """Return the token of the request, or the id of its session. A cookie goes before a token, as in Trustee."""
-    try:
-        return session_of(request)
-    except VerificationError:
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not 0 < len(token) <= _MAX_BEARER:
-            raise
-        return token
 
 
 def _is_rego(policy: bytes) -> bool:

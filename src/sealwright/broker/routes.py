@@ -48,6 +48,7 @@ from sealwright.protocol.kbs_guest import SELECTED, GuestAttestRequest
 from sealwright.tlog.tiles import CHECKPOINT, Fetch
 
 MAX_LEASE_REQUEST = 4 * 1024  # bytes
+MAX_BEARER = 64 * 1024  # characters
 HEALTH_S = 1.0  # seconds that an answer about the rows holds
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _SESSION = re.compile(r"[0-9a-f]{32}", re.ASCII)
@@ -61,7 +62,7 @@ def kbs_routes(broker: Broker, guests: Guests, core: Core) -> list[BaseRoute]:
         Route("/kbs/v0/auth", _auth(broker, guests), methods=["POST"]),
         Route("/kbs/v0/attest", _attest(broker, guests), methods=["POST"]),
         Route("/kbs/v0/sealwright/lease", _lease(broker, core), methods=["POST"]),
-        Route("/kbs/v0/resource/{tenant}/key/{kid}", _resource(broker), methods=["GET"]),
+        Route("/kbs/v0/resource/{repository}/{kind}/{tag}", _resource(broker, guests), methods=["GET"]),
     ]
 
 
@@ -116,13 +117,12 @@ def _auth(broker: Broker, guests: Guests) -> Endpoint:
 def _attest(broker: Broker, guests: Guests) -> Endpoint:
     async def post(request: Request) -> Response:
         raw = await read_body(request, MAX_ATTEST)
-        session = session_of(request)
         if is_keyset_form(parse_json(raw, limit=MAX_ATTEST)):
             asked = parse_message(AttestRequest, raw, limit=MAX_ATTEST)
-            token = await run_in_threadpool(broker.attest, session, asked)
+            token = await run_in_threadpool(broker.attest, session_of(request), asked)
         else:
             guest = parse_message(GuestAttestRequest, raw, limit=MAX_ATTEST)
-            token = await run_in_threadpool(guests.attest, session, guest)
+            token = await run_in_threadpool(guests.attest, session_of(request), guest)
         return JSONResponse({"token": token})
 
     return post
@@ -139,10 +139,16 @@ def _lease(broker: Broker, core: Core) -> Endpoint:
     return post
 
 
-def _resource(broker: Broker) -> Endpoint:
+def _resource(broker: Broker, guests: Guests) -> Endpoint:
     async def get(request: Request) -> Response:
-        tenant, kid = name_of(request, "tenant"), name_of(request, "kid")
-        release = await run_in_threadpool(broker.resource, session_of(request), tenant, kid)
+        path = [name_of(request, member) for member in ("repository", "kind", "tag")]
+        session = _session_or_token(request)
+        if guests.has(session):
+            answer = await run_in_threadpool(guests.resource, session, "/".join(path))
+            return JSONResponse(answer.to_json())
+        if path[1] != "key":
+            return problem(404, "resource-unknown", kbs=True)
+        release = await run_in_threadpool(broker.resource, session, path[0], path[2])
         return Response(release, media_type="application/json")
 
     return get
@@ -243,3 +249,14 @@ def session_of(request: Request) -> str:
     if not _SESSION.fullmatch(session_id):
         raise VerificationError("no session cookie; begin with auth", code="session-unknown", stage="session")
     return session_id
+
+
+def _session_or_token(request: Request) -> str:
+    """Return the token of the request, or the id of its session. A cookie goes before a token, as in Trustee."""
+    try:
+        return session_of(request)
+    except VerificationError:
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not 0 < len(token) <= MAX_BEARER:
+            raise
+        return token

@@ -66,7 +66,7 @@ class Running:
     ) -> ASGIApp:
         """Return the ASGI application."""
         routes = [
-            *guest_routes(self.guests, self.resources, self.core.secrets),
+            *guest_routes(self.resources, self.core.secrets),
             *kbs_routes(self.broker, self.guests, self.core),
             *public_routes(self.core, self.journal, self.fetch, monotonic=monotonic),
             *admin_routes(self.admin, self.core.secrets),

@@ -149,6 +149,11 @@ class Sessions:
         """Return an open session by its id or by the token it was answered with. Raises as `get`."""
         return self.get(self._tokens.get(_token_name(name), name), now)
 
+    def is_guest(self, name: str) -> bool:
+        """Say whether a session, by its id or its token, is a guest's; what is not known is none."""
+        session = self._open.get(self._tokens.get(_token_name(name), name))
+        return session is not None and session.hash_name is not None
+
     def end(self, session: Session) -> None:
         """Forget a session."""
         self._forget(session.session_id)
