@@ -5,10 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import httpx2
@@ -79,16 +78,16 @@ def cert_chain(platform: SnpTestPlatform) -> list[dict[str, Any]]:
 class Guest:
     """One guest, and the broker it speaks to."""
 
-    running: Running
+    running: Running | None
     platform: SnpTestPlatform
     key: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP256R1()))
     init_data: str | None = INIT_DATA
+    url: str = "http://broker.test"
     http: httpx2.AsyncClient = field(init=False)
-    lines: Lines = field(default_factory=Lines)
 
     def __post_init__(self) -> None:
-        transport = httpx2.ASGITransport(self.running.app(log=self.lines))
-        self.http = httpx2.AsyncClient(transport=transport, base_url="http://broker.test")
+        transport = None if self.running is None else httpx2.ASGITransport(self.running.app(log=Lines()))
+        self.http = httpx2.AsyncClient(transport=transport, base_url=self.url, trust_env=False)
 
     def jwk(self) -> dict[str, str]:
         numbers = self.key.public_key().public_numbers()
@@ -158,7 +157,7 @@ def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
-def guest_policy(platform: SnpTestPlatform, **changes: Any) -> bytes:
+def guest_policy(platform: SnpTestPlatform, now: datetime = NOW, **changes: Any) -> bytes:
     """Return a policy that admits guests of `platform` with our measurement and init-data."""
     snp = {
         "registers": {"measurement": [MEASURED.hex()]},
@@ -171,13 +170,9 @@ def guest_policy(platform: SnpTestPlatform, **changes: Any) -> bytes:
         "version": 1,
         "profile": "demo",
         "require_hardware": False,
-        "created": rfc3339(NOW),
-        "expires": rfc3339(NOW + timedelta(hours=20)),
+        "created": rfc3339(now),
+        "expires": rfc3339(now + timedelta(hours=20)),
         "platforms": {"snp": snp},
         "init_data": [hashlib.sha256(INIT_DATA.encode()).hexdigest()],
     }
     return json.dumps(policy | changes).encode()
-
-
-def secret() -> bytes:
-    return os.urandom(32)

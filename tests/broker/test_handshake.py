@@ -381,7 +381,8 @@ async def test_sizes_and_forms_are_checked_before_anything(kbs: Kbs, enclave: En
     assert (await post("/kbs/v0/auth", content=b"{")).json()["code"] == "malformed-json"
     assert (await post("/kbs/v0/attest", json={})).status_code == 400
     assert (await kbs.http.get("/kbs/v0/resource/a/key/" + "x" * 65)).status_code == 400
-    assert (await kbs.http.get("/kbs/v0/resource/a/other/b")).status_code == 404
+    assert (await kbs.http.get("/kbs/v0/resource/a/other/b")).status_code == 401
+    assert (await kbs.http.get("/kbs/v0/resource/a/b")).status_code == 404
     assert kbs.running.core.state.ledger.size == size
 
 
