@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -71,7 +72,8 @@ def public_routes(
 ) -> list[BaseRoute]:
     """Return the routes that anyone may ask: keys, proofs, the log; and the journal, which checks signatures."""
     return [
-        Route("/healthz", _healthz(Health(core, monotonic)), methods=["GET"]),
+        Route("/healthz", _healthy(Health(partial(rows_hold, core), monotonic), "serving"), methods=["GET"]),
+        Route("/readyz", _healthy(Health(partial(_can_decide, core), monotonic), "ready"), methods=["GET"]),
         Route("/sealwright/v1/broker-keys", _broker_keys(core), methods=["GET"]),
         Route("/sealwright/v1/journal", _journal(journal), methods=["POST"]),
         Route("/sealwright/v1/proofs/{entry}", _proof(core), methods=["GET"]),
@@ -155,10 +157,11 @@ def _resource(broker: Broker, guests: Guests) -> Endpoint:
 
 
 class Health:
-    """Whether the rows hold. Anyone may ask, and it costs a hash of all of them: once a second at most."""
+    """What one check found. Anyone may ask, and it costs a hash of all rows: once a second at most."""
 
-    def __init__(self, core: Core, monotonic: Callable[[], float]) -> None:
-        self._core, self._monotonic = core, monotonic
+    def __init__(self, look: Callable[[], None], monotonic: Callable[[], float]) -> None:
+        """Args: look: raises what is wrong."""
+        self._look, self._monotonic = look, monotonic
         self._lock = threading.Lock()
         self._until = float("-inf")
         self._refused: SealwrightError | None = None
@@ -174,18 +177,29 @@ class Health:
 
     def _found(self) -> SealwrightError | None:
         try:
-            with self._core.state.lock:
-                self._core.state.now()
-                self._core.state.view()
+            self._look()
         except SealwrightError as error:
             return error.with_traceback(None)
         return None
 
 
-def _healthz(health: Health) -> Endpoint:
+def rows_hold(core: Core) -> None:
+    """Prove that the rows are those of the last decision. Raises SealwrightError."""
+    with core.state.lock:
+        core.state.now()
+        core.state.view()
+
+
+def _can_decide(core: Core) -> None:
+    """No decision is answered before it is in the log: without a place to write, none can be made."""
+    rows_hold(core)
+    core.state.ledger.check_writable()
+
+
+def _healthy(health: Health, text: str) -> Endpoint:
     async def get(_request: Request) -> Response:
         await run_in_threadpool(health.check)
-        return PlainTextResponse("serving")
+        return PlainTextResponse(text)
 
     return get
 

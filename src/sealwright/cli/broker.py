@@ -88,6 +88,7 @@ def serve(
     from sealwright.broker import serve as server
     from sealwright.broker.http import Journalist
     from sealwright.broker.service import open_broker
+    from sealwright.cli import _notify
 
     if log_format not in ("text", "json"):
         raise typer.BadParameter("--log-format is text or json")
@@ -101,7 +102,8 @@ def serve(
         shown = f"[{host}]" if ":" in host else host
         root = b64url(running.core.secrets.root_public)
         log("serving", url=f"http://{shown}:{sock.getsockname()[1]}", root=root)
-        server.serve(running.app(log=log), sock, log)
+        with _notify.service(_notify.asked(sock.getsockname()[:2])):
+            server.serve(running.app(log=log), sock, log)
 
 
 @app.command()

@@ -1,0 +1,1 @@
+"""Images, built from pinned files alone: of guests and of containers."""
