@@ -1,0 +1,1 @@
+"""Guest images: built reproducibly, measured without a boot, and what runs inside them."""
