@@ -11,6 +11,7 @@ import os
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 MS_REMOUNT, MS_BIND, MS_MOVE = 32, 4096, 8192
 _SYS_FINIT_MODULE = 313
+_COMPRESSED = 4  # MODULE_INIT_COMPRESSED_FILE
 _POWER_OFF = 0x4321FEDC
 _PR_CAPBSET_DROP = 24
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -25,11 +26,12 @@ def mount(source: str, target: str, kind: str, flags: int = 0, options: str = ""
 
 
 def finit_module(path: str) -> None:
-    """Load the kernel module in a file; one that is loaded already is no error."""
+    """Load the kernel module in a file, compressed or not; one that is loaded already is no error."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        number, no_flags = ctypes.c_long(_SYS_FINIT_MODULE), ctypes.c_int(0)
-        _checked(_libc.syscall(number, ctypes.c_int(fd), b"", no_flags))
+        flags = 0 if path.endswith(".ko") else _COMPRESSED
+        number = ctypes.c_long(_SYS_FINIT_MODULE)
+        _checked(_libc.syscall(number, ctypes.c_int(fd), b"", ctypes.c_int(flags)))
     except FileExistsError:
         pass
     finally:
