@@ -1,0 +1,1 @@
+"""Guest images: what they are made of, and what they measure to."""
