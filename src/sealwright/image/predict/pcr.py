@@ -13,7 +13,9 @@ from sealwright.image.predict.events import Algorithm, PredictedEvent, Predictio
 from sealwright.image.predict.secureboot import SecureBoot, authority_event, variable_events
 from sealwright.image.predict.stub import Uki
 
-Boot = Literal["disk", "kernel"]  # from a disk's EFI/BOOT/BOOTX64.EFI, or given to the firmware (QEMU's -kernel)
+Boot = Literal[
+    "disk", "kernel"
+]  # from a disk's EFI/BOOT/BOOTX64.EFI, or given to the firmware (QEMU's -kernel)
 CALLING = b"Calling EFI Application from Boot Option"
 SEPARATOR = bytes(4)
 CODE = ("pcr4", "pcr7", "pcr9", "pcr11")

@@ -101,7 +101,9 @@ def authority_event(register: str, state: SecureBoot, image: PeImage, algorithm:
     digest = image.authenticode("sha256")
     chain = signing_chain(image)
     if any(one.data == digest for one in refused if one.kind == "sha256") or _admitting(refused, chain):
-        raise FormatError("dbx refuses this image: the firmware would not start it", code="image-not-admitted")
+        raise FormatError(
+            "dbx refuses this image: the firmware would not start it", code="image-not-admitted"
+        )
     entry = _admitting(allowed, chain) or next((one for one in allowed if one.data == digest), None)
     if entry is None:
         raise FormatError(

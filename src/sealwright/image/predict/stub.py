@@ -22,7 +22,11 @@ UNMEASURED = (".pcrsig",)  # signs predicted values, so that it cannot be one of
 # They choose among device trees, profiles or firmware: which of them runs does not stand in the file.
 UNKNOWN = frozenset({".dtb", ".dtbauto", ".profile", ".hwids", ".efifw"})
 # Sections that the stub wraps into archives behind the initrd, and the files' names there.
-_WRAPPED = ((".pcrsig", "tpm2-pcr-signature.json"), (".pcrpkey", "tpm2-pcr-public-key.pem"), (".osrel", "os-release"))
+_WRAPPED = (
+    (".pcrsig", "tpm2-pcr-signature.json"),
+    (".pcrpkey", "tpm2-pcr-public-key.pem"),
+    (".osrel", "os-release"),
+)
 _MAGIC = re.compile(rb"#### LoaderInfo: systemd-stub ([0-9]{1,4})[^0-9#][^#\0]{0,64} ####\0?")
 
 

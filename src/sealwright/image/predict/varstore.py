@@ -56,7 +56,10 @@ def _variables(reader: Reader, at: int, end: int) -> Iterator[tuple[Key, bytes]]
             reader.refuse("a variable that is longer than its store")
         if state == _LIVE:
             guid = UUID(bytes_le=reader.take(at + 44, 16, "variable GUID"))
-            yield (guid, _name(reader, at + _VARIABLE_HEADER, name_size)), reader.take(data, data_size, "value")
+            yield (
+                (guid, _name(reader, at + _VARIABLE_HEADER, name_size)),
+                reader.take(data, data_size, "value"),
+            )
         elif state not in _DELETED:
             reader.refuse(f"a variable in state {state:#x}: the store was being written")
         at = (data + data_size + 3) & ~3
