@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from sealwright.verify.measured import hashed
 
-Algorithm = Literal["sha1", "sha256", "sha384"]
-SIZES = {"sha1": 20, "sha256": 32, "sha384": 48}  # bytes of a digest
+Algorithm = Literal["sha256", "sha384"]  # a SHA-1 bank proves nothing
+SIZES: Mapping[Algorithm, int] = MappingProxyType({"sha256": 32, "sha384": 48})  # bytes of a digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,6 +41,9 @@ class SecureBoot:
     """The variables as firmware measures them: each a whole EFI_SIGNATURE_LIST database, or empty."""
 
     enabled: bool
+    built_in: bool = (
+        True  # firmware without Secure Boot has no variable SecureBoot, and measures an empty one
+    )
     pk: bytes = b""
     kek: bytes = b""
     db: bytes = b""
@@ -68,8 +71,9 @@ class SecureBoot:
 
     def variables(self) -> tuple[tuple[UUID, str, bytes], ...]:
         """Return GUID, name and value in the order in which they are measured."""
+        enabled = bytes([self.enabled]) if self.built_in else b""
         return (
-            (EFI_GLOBAL_VARIABLE, "SecureBoot", bytes([self.enabled])),
+            (EFI_GLOBAL_VARIABLE, "SecureBoot", enabled),
             (EFI_GLOBAL_VARIABLE, "PK", self.pk),
             (EFI_GLOBAL_VARIABLE, "KEK", self.kek),
             (EFI_IMAGE_SECURITY_DATABASE, "db", self.db),

@@ -1,0 +1,22 @@
+"""`sealwright image`: guest images."""
+
+from __future__ import annotations
+
+import typer
+
+from sealwright.cli.image_predict import predict
+
+app = typer.Typer(
+    help="Build guest images, and say what they measure to.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback()
+def _group() -> None:
+    """Build guest images, and say what they measure to."""
+
+
+app.command("predict")(predict)
