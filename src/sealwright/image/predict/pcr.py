@@ -7,11 +7,13 @@ Spec: docs/spec/predicted-measurements.md, "PCRs".
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, Self
 
 from sealwright.image.predict.events import Algorithm, PredictedEvent, Prediction, measured, predicted
-from sealwright.image.predict.secureboot import SecureBoot, authority_event, variable_events
+from sealwright.image.predict.secureboot import ImageSignature, SecureBoot, authority_event, variable_events
 from sealwright.image.predict.stub import Uki
+from sealwright.verify.measured import hashed
 
 Boot = Literal[
     "disk", "kernel"
@@ -22,34 +24,56 @@ CODE = ("pcr4", "pcr7", "pcr9", "pcr11")
 UNEXTENDED = ("pcr12", "pcr13")  # overrides of the command line, and extensions: neither has a way in
 
 
-def predict_pcrs(uki: Uki, state: SecureBoot, *, boot: Boot, algorithm: Algorithm) -> Prediction:
-    """Return PCR 4, 7, 9, 11, 12 and 13 of one bank, with their events in the order in which they come.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Digests:
+    """What of a unified kernel image is measured, in one bank; `Digests.of` takes it from the file."""
+
+    algorithm: Algorithm
+    image: bytes  # Authenticode
+    signature: ImageSignature
+    kernel: bytes  # Authenticode of section .linux
+    sections: tuple[tuple[str, bytes], ...]  # in the order in which the stub measures them
+    command_line: str
+    initrd: bytes  # of all that the stub hands to the kernel
+
+    @classmethod
+    def of(cls, uki: Uki, algorithm: Algorithm) -> Self:
+        """Return the digests of a file. Raises FormatError `malformed-pe`, `malformed-uki`."""
+        return cls(
+            algorithm=algorithm,
+            image=uki.image.authenticode(algorithm),
+            signature=ImageSignature.of(uki.image),
+            kernel=uki.kernel.authenticode(algorithm),
+            sections=tuple((name, hashed(algorithm, data)) for name, data in uki.measured_sections()),
+            command_line=uki.command_line(),
+            initrd=hashed(algorithm, uki.initrd()),
+        )
+
+
+def predict_pcrs(uki: Digests, state: SecureBoot, *, boot: Boot) -> Prediction:
+    """Return PCR 4, 7, 9, 11, 12 and 13 of one bank, with their events.
 
     Raises:
-        FormatError: `malformed-pe`, `malformed-uki`, `image-not-admitted`.
+        FormatError: `image-not-admitted`, `malformed-variables`.
     """
     events = [
-        *secure_boot_events("pcr7", uki, state, algorithm),
-        *image_events("pcr4", uki, algorithm, boot=boot, secure=state.enabled),
-        *section_events("pcr11", uki, algorithm),
-        *kernel_events("pcr9", uki.command_line(), uki.initrd(), algorithm),
+        *secure_boot_events(uki, state),
+        *image_events("pcr4", uki, boot=boot, secure=state.enabled),
+        *section_events("pcr11", uki),
+        *kernel_events("pcr9", uki),
     ]
-    return predicted((*CODE, *UNEXTENDED), events, algorithm)
+    return predicted((*CODE, *UNEXTENDED), events, uki.algorithm)
 
 
-def secure_boot_events(
-    register: str, uki: Uki, state: SecureBoot, algorithm: Algorithm
-) -> list[PredictedEvent]:
+def secure_boot_events(uki: Digests, state: SecureBoot) -> list[PredictedEvent]:
     """Return the variables, the separator and, with Secure Boot on, the authority."""
-    events = variable_events(register, state, algorithm)
+    events = variable_events("pcr7", state, uki.algorithm)
     if state.enabled:
-        events.append(authority_event(register, state, uki.image, algorithm))
+        events.append(authority_event("pcr7", state, uki.signature, uki.algorithm))
     return events
 
 
-def image_events(
-    register: str, uki: Uki, algorithm: Algorithm, *, boot: Boot, secure: bool
-) -> list[PredictedEvent]:
+def image_events(register: str, uki: Digests, *, boot: Boot, secure: bool) -> list[PredictedEvent]:
     """Return what firmware measures of the images it loads: this one, and the kernel for the stub.
 
     A kernel given to the firmware is loaded, and measured, before the boot option is called. With Secure Boot on, the
@@ -58,38 +82,33 @@ def image_events(
     Args:
         secure: whether Secure Boot is on.
     """
-    image = PredictedEvent(
-        register=register, what="unified kernel image", digest=uki.image.authenticode(algorithm)
-    )
-    calling = measured(register, CALLING.decode(), CALLING, algorithm)
-    separator = measured(register, "separator", SEPARATOR, algorithm)
+    image = PredictedEvent(register=register, what="unified kernel image", digest=uki.image)
+    calling = measured(register, CALLING.decode(), CALLING, uki.algorithm)
+    separator = measured(register, "separator", SEPARATOR, uki.algorithm)
     first = [image, calling, separator] if boot == "kernel" else [calling, separator, image]
     if secure:
         return first
-    what, digest = "kernel, section .linux", uki.kernel.authenticode(algorithm)
-    return [*first, PredictedEvent(register=register, what=what, digest=digest)]
+    return [*first, PredictedEvent(register=register, what="kernel, section .linux", digest=uki.kernel)]
 
 
-def section_events(register: str, uki: Uki, algorithm: Algorithm) -> list[PredictedEvent]:
+def section_events(register: str, uki: Digests) -> list[PredictedEvent]:
     """Return what the stub measures of each section: its name with a NUL, then its content."""
     return [
         event
-        for name, content in uki.measured_sections()
+        for name, digest in uki.sections
         for event in (
-            measured(register, f"name {name}", name.encode() + b"\0", algorithm),
-            measured(register, f"section {name}", content, algorithm),
+            measured(register, f"name {name}", name.encode() + b"\0", uki.algorithm),
+            PredictedEvent(register=register, what=f"section {name}", digest=digest),
         )
     ]
 
 
-def kernel_events(
-    register: str, command_line: str, initrd: bytes, algorithm: Algorithm
-) -> list[PredictedEvent]:
+def kernel_events(register: str, uki: Digests) -> list[PredictedEvent]:
     """Return what the kernel's EFI stub measures: its load options as UTF-16 with a NUL, and the initrd."""
-    options = command_line.encode("utf-16-le") + bytes(2)
+    options = uki.command_line.encode("utf-16-le") + bytes(2)
     return [
-        measured(register, "command line", options, algorithm),
-        measured(register, "initrd", initrd, algorithm),
+        measured(register, "command line", options, uki.algorithm),
+        PredictedEvent(register=register, what="initrd", digest=uki.initrd),
     ]
 
 

@@ -14,7 +14,7 @@ from typing import Self
 from uuid import UUID
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import pkcs7
 
 from sealwright.errors import FormatError
@@ -95,20 +95,34 @@ def variable_events(register: str, state: SecureBoot, algorithm: Algorithm) -> l
     return [*events, measured(register, "separator", _SEPARATOR, algorithm)]
 
 
-def authority_event(register: str, state: SecureBoot, image: PeImage, algorithm: Algorithm) -> PredictedEvent:
-    """Return the event of the entry of db that admits `image`. Secure Boot has to be on.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSignature:
+    """What the firmware looks up in db and dbx. Whether the signature holds is for the firmware to say."""
+
+    sha256: bytes  # Authenticode
+    chain: tuple[x509.Certificate, ...] = ()  # in the image's first signature; empty: not signed
+
+    @classmethod
+    def of(cls, image: PeImage) -> Self:
+        """Return it from an image. Raises FormatError `malformed-pe`: the certificate table is not in its form."""
+        chain = signing_chain(image.certificates) if image.certificates else ()
+        return cls(sha256=image.authenticode("sha256"), chain=chain)
+
+
+def authority_event(
+    register: str, state: SecureBoot, signature: ImageSignature, algorithm: Algorithm
+) -> PredictedEvent:
+    """Return the event of the entry of db that admits an image. Secure Boot has to be on.
 
     Raises:
         FormatError: `image-not-admitted`: no entry of db admits it, or dbx refuses it; the firmware would not start it.
     """
     allowed, refused = (_database(raw) for raw in (state.db, state.dbx))
-    digest = image.authenticode("sha256")
-    chain = signing_chain(image)
-    if any(one.data == digest for one in refused if one.kind == "sha256") or _admitting(refused, chain):
+    if _admitting(refused, signature.chain) or _listing(refused, signature.sha256):
         raise FormatError(
             "dbx refuses this image: the firmware would not start it", code="image-not-admitted"
         )
-    entry = _admitting(allowed, chain) or next((one for one in allowed if one.data == digest), None)
+    entry = _admitting(allowed, signature.chain) or _listing(allowed, signature.sha256)
     if entry is None:
         raise FormatError(
             "no entry of db admits this image: sign it with a key of db, or enrol its key",
@@ -119,22 +133,16 @@ def authority_event(register: str, state: SecureBoot, image: PeImage, algorithm:
     return measured(register, what, value, algorithm)
 
 
-def signing_chain(image: PeImage) -> list[x509.Certificate]:
-    """Return the certificates in the image's first signature. Whether it holds is for firmware to say.
-
-    Raises:
-        FormatError: `malformed-pe`: the certificate table is not in its form.
-    """
-    if not image.certificates:
-        return []
-    reader = Reader(image.certificates, "malformed-pe")
+def signing_chain(certificates: bytes) -> tuple[x509.Certificate, ...]:
+    """Return the certificates in the first signature of a certificate table. Raises FormatError `malformed-pe`."""
+    reader = Reader(certificates, "malformed-pe")
     length, revision, kind = reader.fields("<IHH", 0, "WIN_CERTIFICATE")
     if revision != _REVISION or kind != _PKCS_SIGNED_DATA or length < 8:
         reader.refuse("a certificate table without a PKCS #7 signature")
     der = reader.take(8, length - 8, "signature")
     try:
-        return list(pkcs7.load_der_pkcs7_certificates(der))
-    except ValueError:
+        return tuple(pkcs7.load_der_pkcs7_certificates(der))
+    except (ValueError, UnsupportedAlgorithm):
         reader.refuse("a signature that is no PKCS #7")
 
 
@@ -146,6 +154,10 @@ def _database(raw: bytes) -> tuple[Signature, ...]:
     if len(raw) > MAX_DATABASE:
         raise FormatError("a signature database over 1 MiB", code="malformed-variables")
     return parse_signature_lists(raw)
+
+
+def _listing(database: Sequence[Signature], digest: bytes) -> Signature | None:
+    return next((one for one in database if one.kind == "sha256" and one.data == digest), None)
 
 
 def _admitting(database: Sequence[Signature], chain: Sequence[x509.Certificate]) -> Signature | None:
@@ -170,6 +182,6 @@ def _vouches(issuer: x509.Certificate, chain: Sequence[x509.Certificate]) -> boo
 def _issued(one: x509.Certificate, issuer: x509.Certificate) -> bool:
     try:
         one.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature):
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         return False
     return True

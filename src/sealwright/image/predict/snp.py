@@ -7,6 +7,7 @@ Spec: docs/spec/predicted-measurements.md, "SNP".
 from __future__ import annotations
 
 import hashlib
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -131,8 +132,8 @@ def _processors(firmware: Firmware, shape: SnpShape) -> Iterator[_Page]:
 
 def vcpu_signature(name: str) -> int:
     """Return the CPUID signature of one of QEMU's processor models. Raises FormatError `unknown-shape`."""
-    model, _, version = name.partition("-v")
-    if model not in VCPU_TYPES or (version and not version.isdecimal()):
+    model = re.sub(r"-v[0-9]{1,2}\Z", "", name)
+    if model not in VCPU_TYPES:
         raise FormatError(
             f"processor {name!r} is none of {', '.join(VCPU_TYPES)}", code="unknown-shape", stage="shape"
         )

@@ -19,7 +19,7 @@ from sealwright.image.predict.events import SIZES, Algorithm, NotPredicted, Pred
 from sealwright.image.predict.files import GuestFiles
 from sealwright.image.predict.firmware import Firmware
 from sealwright.image.predict.nitro import predict_nitro
-from sealwright.image.predict.pcr import Boot, predict_pcrs
+from sealwright.image.predict.pcr import Boot, Digests, predict_pcrs
 from sealwright.image.predict.secureboot import SecureBoot
 from sealwright.image.predict.snp import DirectBoot, SnpShape, predict_snp
 from sealwright.image.predict.tdx import PageOrder, TdxBoot, predict_tdx
@@ -82,7 +82,7 @@ def values(predictions: Sequence[Prediction]) -> dict[str, list[bytes]]:
 def _pcrs(inputs: Inputs, algorithm: Algorithm) -> list[Prediction]:
     uki = _given(inputs.guest.uki, "the unified kernel image (--uki)")
     state = _given(inputs.state, "Secure Boot's state (--vars, or --pk --kek --db --dbx, or --secure-boot)")
-    return [predict_pcrs(uki, state, boot=inputs.boot, algorithm=algorithm)]
+    return [predict_pcrs(Digests.of(uki, algorithm), state, boot=inputs.boot)]
 
 
 def _snp(inputs: Inputs, _: Algorithm) -> list[Prediction]:
@@ -112,7 +112,7 @@ def _tdx(inputs: Inputs, *, vtpm: bool) -> list[Prediction]:
         page_order=inputs.page_order,
         gpt=inputs.guest.gpt,
     )
-    return [predict_tdx(inputs.firmware, uki, how)]
+    return [predict_tdx(inputs.firmware, Digests.of(uki, "sha384"), how)]
 
 
 def _tdx_direct(inputs: Inputs, _: Algorithm) -> list[Prediction]:

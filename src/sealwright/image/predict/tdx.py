@@ -21,8 +21,14 @@ from sealwright.image.predict.events import (
     predicted,
 )
 from sealwright.image.predict.firmware import PAGE, Firmware, TdxSection
-from sealwright.image.predict.pcr import Boot, exit_events, image_events, kernel_events, section_events
-from sealwright.image.predict.stub import Uki
+from sealwright.image.predict.pcr import (
+    Boot,
+    Digests,
+    exit_events,
+    image_events,
+    kernel_events,
+    section_events,
+)
 
 # How a VMM adds memory: each page is extended as it is added (Linux 6.16 and QEMU 10.1 on), or a section is added whole
 # and then extended (the first patches for TDX, QEMU 8).
@@ -47,14 +53,15 @@ class TdxBoot:
     gpt: bytes | None = None  # UEFI_GPT_DATA of the disk, for a boot from one
 
 
-def predict_tdx(firmware: Firmware | None, uki: Uki, how: TdxBoot) -> Prediction:
+def predict_tdx(firmware: Firmware | None, uki: Digests, how: TdxBoot) -> Prediction:
     """Return MRTD and RTMR0 to RTMR2; RTMR3 holds the config, or nothing.
 
     Args:
+        uki: its SHA-384 digests.
         firmware: None: the cloud's, which its vendor's endorsement speaks for.
 
     Raises:
-        FormatError: `no-tdx-metadata`, `malformed-firmware`, `malformed-pe`, `malformed-uki`.
+        FormatError: `no-tdx-metadata`, `malformed-firmware`.
     """
     events = [*_rtmr0(firmware), *_rtmr1(uki, how), *_rtmr2(uki, how)]
     rest = predicted(("rtmr0", "rtmr1", "rtmr2"), events, "sha384")
@@ -122,8 +129,8 @@ def _rtmr0(firmware: Firmware | None) -> Iterator[PredictedEvent]:
     )
 
 
-def _rtmr1(uki: Uki, how: TdxBoot) -> Iterator[PredictedEvent]:
-    images = image_events("rtmr1", uki, "sha384", boot=how.boot, secure=how.secure)
+def _rtmr1(uki: Digests, how: TdxBoot) -> Iterator[PredictedEvent]:
+    images = image_events("rtmr1", uki, boot=how.boot, secure=how.secure)
     if how.boot == "disk":
         calling, separator, *rest = images
         yield from (calling, separator, _gpt(how.gpt), *rest)
@@ -139,8 +146,8 @@ def _gpt(data: bytes | None) -> PredictedEvent:
     return measured("rtmr1", what, data, "sha384")
 
 
-def _rtmr2(uki: Uki, how: TdxBoot) -> list[PredictedEvent]:
-    sections = section_events("rtmr2", uki, "sha384")
+def _rtmr2(uki: Digests, how: TdxBoot) -> list[PredictedEvent]:
+    sections = section_events("rtmr2", uki)
     if how.vtpm:
         return sections
-    return [*sections, *kernel_events("rtmr2", uki.command_line(), uki.initrd(), "sha384")]
+    return [*sections, *kernel_events("rtmr2", uki)]
