@@ -34,6 +34,7 @@ from sealwright.protocol.commitment import LogEntry
 from sealwright.protocol.enclave_config import MAX_CONFIG, EnclaveConfig
 from sealwright.tlog.keys import Signer
 from sealwright.tlog.posix import PosixLog
+from sealwright.tlog.proof import LogProof
 from sealwright.verify.eventlog import Layout
 
 MAX_CERTIFICATE = 64 * 1024  # bytes
@@ -137,28 +138,41 @@ def reference_values(
     )
 
 
-def write_signed(document: ReferenceValues, out: Path, keys: Sequence[Path]) -> None:
-    """Sign the document and write it to a file that must not exist."""
-    write_new(out, signed(document.encode(), REFERENCE_VALUES, keys))
+def publish(
+    document: ReferenceValues, out: Path, keys: Sequence[Path], log: tuple[Path, Path] | None
+) -> int | None:
+    """Sign the document, log its digest, and write both to files that must not exist; return the entry's index.
 
+    It is logged first: what is signed, and lies about, is in the log.
 
-def log_values(document: ReferenceValues, directory: Path, key: Path, out: Path) -> int:
-    """Append the document's digest to a log, write the proof beside `out`, and return the entry's index.
+    Args:
+        log: the log's directory, and the file with its private key; None: it is not logged.
 
     Raises:
-        SettingsError, LogFormatError: the key. UnavailableError, VerificationError: the log.
+        SettingsError: `unwritable-file`, or a key. LogFormatError, UnavailableError, VerificationError: the log.
     """
+    envelope = signed(document.encode(), REFERENCE_VALUES, keys)
+    if out.exists() or (log is not None and proof_path(out).exists()):
+        raise SettingsError(f"cannot write {out}: it is there already", code="unwritable-file")
+    entry = LogEntry(type="reference-values", commitment=document.digest()).encode()
+    proof = None if log is None else _logged(entry, *log)
+    write_new(out, envelope)
+    if proof is None:
+        return None
+    write_new(proof_path(out), proof.encode())
+    return proof.index
+
+
+def _logged(entry: bytes, directory: Path, key: Path) -> LogProof:
     try:
         signer = Signer.parse(read_secret(key).decode("ascii").strip())
     except UnicodeDecodeError:
         raise SettingsError(f"{key.name} is no note signer key", code="malformed-key") from None
     log = PosixLog.open(directory, signer)
     try:
-        index = log.append([LogEntry(type="reference-values", commitment=document.digest()).encode()])
-        write_new(proof_path(out), log.prove(index).encode())
+        return log.prove(log.append([entry]))
     finally:
         log.close()
-    return index
 
 
 def proof_path(out: Path) -> Path:

@@ -150,9 +150,8 @@ def predict(
     if out is not None:
         product = parts.Product(name=name or "", version=version, days=days)
         document = parts.reference_values(target, registers, product, time_option(at, datetime.now(UTC)))
-        parts.write_signed(document, out, key or [])
-        if log is not None and log_key is not None:
-            index = parts.log_values(document, log, log_key, out)
+        to = None if log is None or log_key is None else (log, log_key)
+        index = parts.publish(document, out, key or [], to)
     missing = [one for one in predictions[0].missing if one.register not in registers]
     _emit(target, registers, predictions[0].events, missing, out=out, index=index, as_json=as_json)
 
