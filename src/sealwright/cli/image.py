@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from sealwright.cli.image_eif import eif
 from sealwright.cli.image_predict import predict
 
 app = typer.Typer(
@@ -19,4 +20,5 @@ def _group() -> None:
     """Build guest images, and say what they measure to."""
 
 
+app.command("eif")(eif)
 app.command("predict")(predict)

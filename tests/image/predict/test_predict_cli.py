@@ -327,3 +327,28 @@ def test_a_key_that_others_can_read_signs_nothing(
     key.chmod(0o644)
     options: list[object] = ["--secure-boot", "off", "--out", files / "new", "--key", key, "--name", "guest"]
     assert error(capsys, files / "image", "--platform", "tpm", *options)[:2] == (65, "secret-exposed")
+
+
+def test_an_enclave_image_is_written_and_predicted_alike(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = files / "image"
+    options = [f"--{name}={image / name}" for name in ("kernel", "cmdline")]
+    options += [f"--ramdisk={image / 'initrd'}", f"--ramdisk={image / 'disk.raw'}", "--name=test", "--json"]
+    written = []
+    for name in ("one.eif", "two.eif"):
+        assert main(["image", "eif", *options, f"--out={files / name}"]) == 0
+        written.append(json.loads(capsys.readouterr().out)["registers"])
+    assert (files / "one.eif").read_bytes() == (files / "two.eif").read_bytes()
+    found = run(capsys, "--platform", "nitro", "--eif", files / "one.eif")[1]["registers"]
+    assert written == [{name: value for name, (value,) in found.items()}] * 2
+    assert main(["image", "eif", *options, f"--out={files / 'one.eif'}"]) == 65  # it is there
+
+
+@pytest.mark.parametrize("line", [b" quiet", b"quiet \n", b"quiet\n\n", b"a\tb", b"a" * 4097, b"\xff"])
+def test_a_command_line_that_would_change_on_its_way_is_refused(
+    line: bytes, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (files / "image" / "cmdline").write_bytes(line)
+    options = ["--platform", "tpm", "--secure-boot", "off"]
+    assert error(capsys, files / "image", *options)[:2] == (65, "malformed-uki")

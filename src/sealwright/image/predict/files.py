@@ -39,7 +39,7 @@ class GuestFiles:
             uki=Uki.parse(raw["uki"]) if "uki" in raw else None,
             kernel=raw.get("kernel"),
             initrd=raw.get("initrd"),
-            cmdline=_command_line(raw["cmdline"]) if "cmdline" in raw else None,
+            cmdline=command_line(raw["cmdline"]) if "cmdline" in raw else None,
             gpt=gpt_event(_head(paths["disk"])) if "disk" in paths else None,
         )
         guest.check()
@@ -68,10 +68,18 @@ def in_folder(folder: Path) -> dict[str, Path]:
     return {name: folder / file for name, file in NAMES.items() if (folder / file).is_file()}
 
 
-def _command_line(raw: bytes) -> str:
-    if len(raw) > MAX_COMMAND_LINE:
-        raise FormatError("a command line over 4096 bytes", code="malformed-uki")
-    return stub_command_line(raw)
+def command_line(raw: bytes) -> str:
+    """Return the line in a file, without the newline at its end. Raises FormatError `malformed-uki`.
+
+    What stub or shell would change on the way is refused: a hash of it would be of another line.
+    """
+    line = raw.removesuffix(b"\n")
+    if len(line) > MAX_COMMAND_LINE or stub_command_line(line).encode("ascii") != line:
+        raise FormatError(
+            "a command line over 4096 bytes, with spaces at its ends, or with control characters",
+            code="malformed-uki",
+        )
+    return line.decode("ascii")
 
 
 def _head(path: Path) -> bytes:
