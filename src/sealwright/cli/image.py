@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import typer
 
+from sealwright.cli.image_eif import eif
 from sealwright.cli.image_oci import oci, oci_verify
+from sealwright.cli.image_predict import predict
 
 app = typer.Typer(
     help="Build images, and say what they measure to.",
@@ -21,3 +23,5 @@ def _group() -> None:
 
 app.command("oci")(oci)
 app.command("oci-verify")(oci_verify)
+app.command("eif")(eif)
+app.command("predict")(predict)
