@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from sealwright.cli.image_build import build
 from sealwright.cli.image_eif import eif
 from sealwright.cli.image_oci import oci, oci_verify
 from sealwright.cli.image_predict import predict
@@ -21,6 +22,7 @@ def _group() -> None:
     """Build images, and say what they measure to."""
 
 
+app.command("build")(build)
 app.command("oci")(oci)
 app.command("oci-verify")(oci_verify)
 app.command("eif")(eif)
