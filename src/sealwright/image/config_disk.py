@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import shutil
@@ -64,6 +65,11 @@ class ConfigDisk:
         return cls(
             config=config, network=network, payload=payload, artefacts=artefacts, certificates=certificates
         )
+
+    @property
+    def config_digest(self) -> bytes:
+        """SHA-256 of the config (32 bytes), which goes into the guest's register."""
+        return hashlib.sha256(self.config).digest()
 
     def write(self, path: Path) -> None:
         """Write the disk; `path` must not exist. The same content gives the same bytes.

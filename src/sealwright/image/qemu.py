@@ -25,7 +25,7 @@ GUEST_ADDRESS, GUEST_GATEWAY = (
 )  # of QEMU's user network; the gateway is this machine
 Accelerator = Literal["kvm", "tcg"]
 _CODE = {True: "OVMF_CODE_4M.secboot.fd", False: "OVMF_CODE_4M.fd"}
-_VARIABLES = "OVMF_VARS_4M.fd"
+NO_KEYS = "OVMF_VARS_4M.fd"  # variables without Secure Boot keys
 _PROBE_S = 30.0
 _PROBE_SAYS = b"BdsDxe"  # the firmware came up, and says that it finds nothing to boot
 _SOCKET_S = 10.0
@@ -174,7 +174,7 @@ def booted(machine: Machine) -> Iterator[Booted]:
 
 def require(*, tpm: bool = True) -> None:
     """Check that the programs are here. Raises UnavailableError: `qemu-missing`, `swtpm-missing`."""
-    if shutil.which(QEMU) is None or not (FIRMWARE / _VARIABLES).exists():
+    if shutil.which(QEMU) is None or not (FIRMWARE / NO_KEYS).exists():
         raise UnavailableError(
             "QEMU or its firmware is not installed: apt-get install qemu-system-x86 ovmf",
             code="qemu-missing",
