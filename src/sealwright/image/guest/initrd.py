@@ -95,7 +95,8 @@ def load_modules(listed: Path) -> None:
         try:
             linux.finit_module(str(listed.parent / name))
         except OSError as exc:
-            if exc.errno not in (errno.ENODEV, errno.EOPNOTSUPP):
+            # ENOENT: it rests on a module that has just said so.
+            if exc.errno not in (errno.ENODEV, errno.EOPNOTSUPP, errno.ENOENT):
                 exc.filename = name
                 raise
     if os.path.isdir("/sys/kernel/config"):
