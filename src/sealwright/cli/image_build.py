@@ -40,3 +40,20 @@ def build(
             f"next:  sealwright image predict {out} --platform tpm",
         ],
     )
+
+
+def sign_disk(
+    image: Annotated[Path, typer.Argument(help="Folder that `image build` wrote.", **_FOLDER)],
+    signed: Annotated[Path, typer.Argument(help="guest.efi, signed for Secure Boot.", **_FILE)],
+    out: Annotated[Path, typer.Option(help="Where the disk goes.")],
+    as_json: Json = False,
+) -> None:
+    """Write the image's disk with its boot program signed: the same program, or it is refused."""
+    from sealwright.image.guestimage import signed_disk
+
+    digest = signed_disk(image, signed, out)
+    emit(
+        {"disk": str(out), "sha256": digest.hex()},
+        as_json=as_json,
+        lines=[f"disk    {out}", f"sha256  {digest.hex()}"],
+    )

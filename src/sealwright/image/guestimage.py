@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from pydantic import Field
 from sealwright.crypto.canonical import canonical
 from sealwright.crypto.document import Count, Digest, Document, Record
 from sealwright.crypto.encoding import digest
-from sealwright.errors import SettingsError, UnavailableError
+from sealwright.errors import SettingsError, UnavailableError, VerificationError
 from sealwright.image.cpio import cpio
 from sealwright.image.disk import ESP, ROOT_X86_64, VERITY_X86_64, Part, write_disk
 from sealwright.image.fat import SECTOR, write_esp
@@ -28,6 +29,7 @@ from sealwright.image.ocibuild import own_wheel
 from sealwright.image.ocilock import Lock
 from sealwright.image.ocilock import Package as LockedPackage
 from sealwright.image.ocitar import Tree, write_layer
+from sealwright.image.predict.pe import PeImage
 from sealwright.image.provenance import guest_provenance
 from sealwright.image.toolbox import Toolbox
 from sealwright.image.uki import unified_kernel_image
@@ -142,21 +144,39 @@ def build_guest(
     return _finish(lock, out, parts, own, name)
 
 
-def resigned_disk(image: Path, uki: bytes, out: BinaryIO) -> None:
-    """Write the image's disk with another boot program: the same one, signed for Secure Boot.
+def signed_disk(image: Path, signed: Path, out: Path) -> bytes:
+    """Write the image's disk with its boot program signed for Secure Boot; return the disk's SHA-256.
 
     Args:
         image: folder that `build_guest` wrote.
+        signed: the same program with a signature.
 
     Raises:
-        UnavailableError: `input-unreadable`.
+        VerificationError: `image-digest`: it is another program. FormatError: `malformed-pe`.
+        UnavailableError: `input-unreadable`, `output-failed`.
     """
     manifest = read_image(image)
     try:
-        with (image / "root.img").open("rb") as root, (image / "verity.img").open("rb") as verity:
-            _disk(out, uki, root, verity, manifest.root_hash)
+        uki, plain = signed.read_bytes(), (image / "guest.efi").read_bytes()
     except OSError as exc:
-        raise _unreadable(image, exc) from exc
+        raise _unreadable(signed, exc) from exc
+    if PeImage.parse(uki).authenticode("sha256") != PeImage.parse(plain).authenticode("sha256"):
+        raise VerificationError(
+            f"{signed} is another program than the image's guest.efi", code="image-digest", stage="sign"
+        )
+    try:
+        with (
+            (image / "root.img").open("rb") as root,
+            (image / "verity.img").open("rb") as verity,
+            out.open("x+b") as disk,
+        ):
+            _disk(disk, uki, root, verity, manifest.root_hash)
+            disk.seek(0)
+            return hashlib.file_digest(disk, "sha256").digest()
+    except OSError as exc:
+        raise UnavailableError(
+            f"cannot write {out}: {exc.strerror}", code="output-failed", stage="output"
+        ) from exc
 
 
 def read_image(folder: Path) -> GuestImage:
@@ -230,8 +250,6 @@ def _write_files(out: Path, parts: _Parts) -> None:
 
 
 def _disk(out: BinaryIO, uki: bytes, root: BinaryIO, verity: BinaryIO, root_hash: bytes) -> None:
-    import tempfile
-
     with tempfile.TemporaryFile() as esp:
         sectors = write_esp(esp, uki)
         # Discoverable Partitions: root and hash tree carry the halves of the root hash as their GUIDs.
@@ -316,14 +334,14 @@ def _os_release(name: str, version: str) -> bytes:
 def _make(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SettingsError(f"{out} is there already, and not empty", code="output-exists", stage="output")
-    if shutil.disk_usage(out.parent if not out.exists() else out).free < 2 << 30:
-        raise UnavailableError("an image needs 2 GiB of disk", code="output-failed", stage="output")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise UnavailableError(
             f"cannot write {out}: {exc.strerror}", code="output-failed", stage="output"
         ) from exc
+    if shutil.disk_usage(out).free < 2 << 30:
+        raise UnavailableError("an image needs 2 GiB of disk", code="output-failed", stage="output")
 
 
 def _unreadable(path: Path, exc: OSError) -> UnavailableError:

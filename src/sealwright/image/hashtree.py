@@ -44,8 +44,7 @@ def hash_tree(data: BinaryIO, salt: bytes) -> HashTree:
         raise ValueError("there is no data")
     blocks = len(digests)
     levels: list[bytes] = []
-    # One block of data has its own digest as the root, and a level with that one digest.
-    while len(digests) > 1 or not levels:
+    while len(digests) > 1:  # one block of data has its own digest as the root
         level = [_padded(digests[at : at + _FANOUT]) for at in range(0, len(digests), _FANOUT)]
         levels.append(b"".join(level))
         digests = [hashlib.sha256(salt + block).digest() for block in level]
