@@ -195,5 +195,4 @@ def _runtime(kind: Kind, labels: Mapping[str, str]) -> Runtime:
         folder="/",
         labels=labels,
         ports=_PORTS[kind],
-        volumes=() if kind == "client" else ("/var/lib/sealwright",),
     )
