@@ -20,7 +20,7 @@ from sealwright.image.ocibom import BOM, bill
 from sealwright.image.ocilock import Lock, Package, pinned, read_package
 from sealwright.image.ocipackages import SITE, deb_tree, wheel_tree
 from sealwright.image.ocisign import SigningKey, signature_name, write_signature
-from sealwright.image.ocitar import Node, Tree, merged
+from sealwright.image.ocitar import Node, Tree, merged, whole
 
 Kind = Literal["broker", "enclave", "client"]
 USER = 65532  # owns its own state and nothing else
@@ -82,7 +82,9 @@ def build(
     system = _system(packages, debian)
     libraries = merged(wheel_tree(pinned(packages, one)) for one in wheels)
     project = {**wheel_tree(read_package(wheel, limit=MAX_WHEEL)), "usr/bin/sealwright": _program()}
-    _check(merged([system, libraries, project]))
+    _check(
+        whole(merged([system, libraries, project]))
+    )  # over all layers: none leads through a link of another
     writer = LayoutWriter(out)
     at, created = lock.seconds, rfc3339(lock.at)
     labels = _labels(kind, own.version, created)
