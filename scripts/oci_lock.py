@@ -26,28 +26,46 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "deploy" / "oci" / "lock.json"
 SUITES = ("trixie", "trixie-updates")
-EVERY = ["broker", "client", "enclave"]
-# What Python 3.13 loads, and for the enclave its engine. Nothing is resolved: an image holds what stands here.
+EVERY = ["broker", "client", "enclave", "guest"]
+# What Python 3.13 loads, and for the enclave its engine; a guest's kernel, stub and packet filter; what a guest image is
+# built with. Nothing is resolved: an image holds what stands here.
 DEBIAN = {
     "ca-certificates": ["broker", "client"],
-    "libbz2-1.0": EVERY,
-    "libc6": EVERY,
-    "libexpat1": EVERY,
-    "libffi8": EVERY,
-    "libgcc-s1": EVERY,
-    "libgomp1": ["enclave"],
-    "liblzma5": EVERY,
-    "libpython3.13-minimal": EVERY,
-    "libpython3.13-stdlib": EVERY,
+    "libbz2-1.0": [*EVERY, "tools"],
+    "libc6": [*EVERY, "initrd", "tools"],
+    "libedit2": ["guest"],
+    "libbsd0": ["guest"],
+    "libexpat1": [*EVERY, "initrd", "tools"],
+    "libffi8": [*EVERY, "initrd"],
+    "libgcc-s1": [*EVERY, "initrd", "tools"],
+    "libgmp10": ["guest"],
+    "libgomp1": ["enclave", "guest"],
+    "libjansson4": ["guest"],
+    "liblz4-1": ["tools"],
+    "liblzma5": [*EVERY, "tools"],
+    "liblzo2-2": ["tools"],
+    "libmd0": ["guest"],
+    "libmnl0": ["guest"],
+    "libnftables1": ["guest"],
+    "libnftnl11": ["guest"],
+    "libpython3.13-minimal": [*EVERY, "initrd", "tools"],
+    "libpython3.13-stdlib": [*EVERY, "initrd", "tools"],
     "libsqlite3-0": EVERY,
-    "libssl3t64": EVERY,
-    "libstdc++6": ["enclave"],
+    "libssl3t64": [*EVERY, "tools"],
+    "libstdc++6": ["enclave", "guest", "tools"],
+    "libtinfo6": ["guest"],
     "libuuid1": EVERY,
-    "libzstd1": EVERY,
-    "python3.13-minimal": EVERY,
-    "zlib1g": EVERY,
+    "libxtables12": ["guest"],
+    "libzstd1": [*EVERY, "initrd", "tools"],
+    "nftables": ["guest"],
+    "python3.13-minimal": [*EVERY, "initrd", "tools"],
+    "squashfs-tools": ["tools"],
+    "systemd-boot-efi": ["stub"],
+    "zlib1g": [*EVERY, "initrd", "tools"],
+    "zstd": ["tools"],
 }
-EXTRAS = {"broker": "broker", "client": "", "enclave": "enclave"}
+KERNEL = "linux-image-cloud-amd64"  # depends on the newest kernel that is signed: the package that goes in
+EXTRAS = {"broker": "broker", "client": "", "enclave": "enclave", "guest": "enclave"}
 ENVIRONMENT = {
     "implementation_name": "cpython",
     "os_name": "posix",
@@ -78,7 +96,7 @@ def main() -> int:
 
 def make(folder: Path) -> None:
     """Fetch the newest packages into `folder`, an empty one, and write the lock."""
-    apt(folder, list(DEBIAN))
+    apt(folder, [*DEBIAN, KERNEL])
     pip(folder)
     debian = [deb(path) for path in folder.glob("*.deb")]
     wheels = list(wheel_entries(folder))
@@ -135,10 +153,21 @@ def apt(folder: Path, packages: list[str]) -> None:
             "APT::Sandbox::User": "root",
         }
         command = ["apt-get", "-qq", *(word for item in options.items() for word in ("-o", "=".join(item)))]
-        for action in (["update"], ["download", *packages]):
-            subprocess.run([*command, *action], cwd=folder, check=True, stdout=sys.stderr)
+        subprocess.run([*command, "update"], check=True, stdout=sys.stderr)
+        if KERNEL in packages:
+            packages = [*(one for one in packages if one != KERNEL), newest_kernel(command)]
+        subprocess.run([*command, "download", *packages], cwd=folder, check=True, stdout=sys.stderr)
     for path in folder.glob("*%3a*.deb"):  # an epoch's colon
         path.replace(path.with_name(unquote(path.name).replace(":", "~~")))
+
+
+def newest_kernel(apt_get: list[str]) -> str:
+    """Return the package that the kernel's newest version is in."""
+    command = ["apt-cache", *apt_get[1:], "depends", "--important", KERNEL]
+    shown = subprocess.run(
+        [one for one in command if one != "-qq"], capture_output=True, text=True, check=True
+    )
+    return next(line.split()[-1] for line in shown.stdout.splitlines() if "Depends: linux-image-" in line)
 
 
 def pip(folder: Path) -> None:
@@ -164,7 +193,8 @@ def deb(path: Path) -> dict[str, object]:
         check=True,
     ).stdout.split()
     said = dict(zip(fields, shown, strict=True))
-    return entry(path, said["Package"], said["Version"], DEBIAN[said["Package"]])
+    parts = DEBIAN.get(said["Package"], ["kernel"])
+    return entry(path, said["Package"], said["Version"], parts)
 
 
 def wheel_entries(folder: Path) -> list[dict[str, object]]:

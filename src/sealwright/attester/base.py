@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from sealwright.errors import UnavailableError, VerificationError
-from sealwright.evidence.envelope import EvidenceEnvelope, PlatformType
+
+if TYPE_CHECKING:  # a guest's initrd reads registers by these modules, with the standard library alone
+    from sealwright.evidence.envelope import EvidenceEnvelope, PlatformType
 
 REPORT_DATA_SIZE = 64  # bytes
 STAGE = "collect"

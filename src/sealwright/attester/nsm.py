@@ -14,12 +14,14 @@ import os
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from sealwright.attester.base import STAGE, check_ours, check_report_data, forbidden, missing, refused
 from sealwright.crypto.cbor import CborValue, Key, Tagged, decode, encode
 from sealwright.errors import EvidenceFormatError, UnavailableError, VerificationError
-from sealwright.evidence.envelope import EvidenceEnvelope
+
+if TYPE_CHECKING:
+    from sealwright.evidence.envelope import EvidenceEnvelope
 
 DEVICE = "/dev/nsm"
 IOCTL_RAW = 0xC0200A00  # _IOWR(0x0A, 0, struct nsm_raw)
@@ -150,6 +152,10 @@ class NitroAttester:
             UnavailableError, EvidenceFormatError: as the module's commands.
             VerificationError: `report-data-mismatch`.
         """
+        from sealwright.evidence.envelope import (
+            EvidenceEnvelope,
+        )  # not there in an initrd, which never quotes
+
         check_report_data(report_data)
         document = self._nsm.attestation(user_data=report_data)
         check_ours(_user_data(document), report_data)

@@ -10,13 +10,15 @@ import hashlib
 import hmac
 import struct
 from collections.abc import Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from sealwright.attester.base import STAGE, check_ours, forbidden, missing, refused
 from sealwright.attester.files import Files, OsFiles
 from sealwright.attester.tsm import TsmReports
 from sealwright.errors import VerificationError
-from sealwright.evidence.envelope import EvidenceEnvelope
+
+if TYPE_CHECKING:
+    from sealwright.evidence.envelope import EvidenceEnvelope
 
 PROVIDER = "tdx_guest"
 CCEL = "/sys/firmware/acpi/tables/data/CCEL"
@@ -48,6 +50,10 @@ class TdxAttester:
             UnavailableError: as `TsmReports.report`; `tee-permission` if the event log cannot be read.
             VerificationError: `report-data-mismatch`.
         """
+        from sealwright.evidence.envelope import (
+            EvidenceEnvelope,
+        )  # not there in an initrd, which never quotes
+
         made = self._reports.report(report_data, provider=PROVIDER)
         check_ours(report_data_of(made.outblob), report_data)
         return EvidenceEnvelope(

@@ -18,13 +18,12 @@ from sealwright.errors import SettingsError
 from sealwright.image.oci import Descriptor, LayoutWriter, Runtime, write_image, write_referrer
 from sealwright.image.ocibom import BOM, bill
 from sealwright.image.ocilock import Lock, Package, pinned, read_package
-from sealwright.image.ocipackages import SITE, deb_tree, wheel_tree
+from sealwright.image.ocipackages import PYTHON, SITE, deb_tree, wheel_tree
 from sealwright.image.ocisign import SigningKey, signature_name, write_signature
 from sealwright.image.ocitar import Node, Tree, merged, whole
 
 Kind = Literal["broker", "enclave", "client"]
 USER = 65532  # owns its own state and nothing else
-PYTHON = "usr/bin/python3.13"
 MAX_WHEEL = 64 << 20  # bytes
 _STATE = ("var/lib/sealwright", "var/lib/sealwright-collateral", "run/sealwright")
 _TEXT: Mapping[Kind, str] = {
@@ -78,13 +77,12 @@ def build(
     """
     debian = [one for one in lock.debian if kind in one.images]
     wheels = [one for one in lock.wheels if kind in one.images]
-    own = _own(wheel)
+    own, content = own_wheel(wheel)
     system = _system(packages, debian)
     libraries = merged(wheel_tree(pinned(packages, one)) for one in wheels)
-    project = {**wheel_tree(read_package(wheel, limit=MAX_WHEEL)), "usr/bin/sealwright": _program()}
-    _check(
-        whole(merged([system, libraries, project]))
-    )  # over all layers: none leads through a link of another
+    project = {**wheel_tree(content), "usr/bin/sealwright": _program()}
+    # Over all layers: none leads through a link of another.
+    check_contents(whole(merged([system, libraries, project])))
     writer = LayoutWriter(out)
     at, created = lock.seconds, rfc3339(lock.at)
     labels = _labels(kind, own.version, created)
@@ -108,20 +106,27 @@ def build(
     return Built(image=listed, bom=bom, signature=signature)
 
 
-def _own(wheel: Path) -> Package:
+def own_wheel(wheel: Path) -> tuple[Package, bytes]:
+    """Return the project's own wheel, as a package and its bytes.
+
+    Raises:
+        SettingsError: `package-malformed`. UnavailableError: `input-unreadable`.
+    """
     found = _WHEEL.fullmatch(wheel.name)
     if found is None:
         raise SettingsError(
             f"{wheel.name} is no wheel of this project", code="package-malformed", stage="packages"
         )
-    sha256 = hashlib.sha256(read_package(wheel, limit=MAX_WHEEL)).digest()
-    return Package.model_construct(
+    content = read_package(wheel, limit=MAX_WHEEL)
+    sha256 = hashlib.sha256(content).digest()
+    package = Package.model_construct(
         file=wheel.name, name="sealwright", version=found[1], sha256=sha256, images=["broker"]
     )
+    return package, content
 
 
 def _system(folder: Path, packages: Iterable[Package]) -> Tree:
-    trees: list[Tree] = [_skeleton()]
+    trees: list[Tree] = [skeleton()]
     for package in packages:
         tree, control = deb_tree(pinned(folder, package))
         # Where scanners look for the packages of an image without dpkg.
@@ -131,7 +136,8 @@ def _system(folder: Path, packages: Iterable[Package]) -> Tree:
     return merged([system, _certificates(system)])
 
 
-def _skeleton() -> Tree:
+def skeleton() -> Tree:
+    """Return what every image has besides its packages."""
     accounts = f"root:x:0:0:root:/:/none\nsealwright:x:{USER}:{USER}:sealwright:/:/none\n"
     release = 'PRETTY_NAME="Sealwright on Debian GNU/Linux 13"\nID=debian\nVERSION_ID="13"\nVERSION_CODENAME=trixie\n'
     return {
@@ -162,7 +168,7 @@ def _program() -> Node:
     return Node(mode=0o755, content=_PROGRAM)
 
 
-def _check(tree: Tree) -> None:
+def check_contents(tree: Tree) -> None:
     """Refuse an image with a shell or a way to install one, or without its interpreter."""
     for path, node in tree.items():
         names = [path, posixpath.normpath(posixpath.join(posixpath.dirname(path), node.target))]

@@ -1,4 +1,4 @@
-"""Which packages container images are made of: each by name, version and SHA-256. Nothing else gets in.
+"""Which packages images are made of: each by name, version and SHA-256. Nothing else gets in.
 
 Spec: docs/spec/container-image.md, Lock.
 """
@@ -17,6 +17,8 @@ from sealwright.crypto.canonical import parse_json
 from sealwright.crypto.document import Digest, Record, Time, validated
 from sealwright.errors import SettingsError, UnavailableError, VerificationError
 
+# A container image; a guest's root, initrd, kernel and boot stub; what runs while a guest image is built.
+Part = Literal["broker", "enclave", "client", "guest", "initrd", "kernel", "stub", "tools"]
 MAX_LOCK = 1 << 20  # bytes
 MAX_PACKAGE = 1 << 30  # bytes
 File = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+~%-]{0,200}$")]
@@ -24,13 +26,13 @@ Text = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+~:-]{0,120}$")]
 
 
 class Package(Record):
-    """A Debian package or a wheel, and the images that it goes into."""
+    """A Debian package or a wheel, and what it goes into."""
 
     file: File
     name: Text
     version: Text
     sha256: Digest
-    images: Annotated[list[Literal["broker", "enclave", "client"]], Field(min_length=1)]
+    images: Annotated[list[Part], Field(min_length=1)]
 
 
 class Lock(Record):

@@ -7,25 +7,31 @@ import lzma
 import re
 import tarfile
 import zipfile
+from collections.abc import Collection
 
 from sealwright.errors import SettingsError
 from sealwright.image.ocitar import Node
 
 SITE = "usr/local/lib/python3.13/dist-packages"  # where Debian's Python looks for what is not Debian's
+PYTHON = "usr/bin/python3.13"
+_PROGRAMS = ("usr/bin/", "usr/sbin/")
 MAX_UNPACKED = 2 << 30  # bytes of one package
 _MERGED = ("bin", "sbin", "lib", "lib64")  # links to their namesakes below usr/
 # Not needed to run: documentation but the licences, translations, tests, and what only a shell would read.
 _LEFT_OUT = re.compile(
     r"usr/share/(man|info|locale|lintian|bug|doc-base|bash-completion|applications|pixmaps|perl5|binfmts|reportbug)(/|$)"
     r"|usr/share/doc/(?!.*/copyright$)|usr/lib/x86_64-linux-gnu/gconv(/|$)|etc/python3\.13(/|$)"
-    r"|usr/(s?bin)/(?!python3\.13$)|usr/lib/python3\.13/(test|lib2to3|idlelib|tkinter|turtledemo|ensurepip)(/|$)"
+    r"|usr/lib/python3\.13/(test|lib2to3|idlelib|tkinter|turtledemo|ensurepip)(/|$)"
     r"|etc/ca-certificates|usr/share/python3?(/|$)|usr/lib/valgrind"
 )
 _AR, _MEMBER = b"!<arch>\n", 60
 
 
-def deb_tree(raw: bytes) -> tuple[dict[str, Node], bytes]:
+def deb_tree(raw: bytes, programs: Collection[str] = (PYTHON,)) -> tuple[dict[str, Node], bytes]:
     """Return a Debian package's files, and its control file.
+
+    Args:
+        programs: what is kept of usr/bin and usr/sbin.
 
     Raises:
         SettingsError: `package-malformed`.
@@ -36,7 +42,12 @@ def deb_tree(raw: bytes) -> tuple[dict[str, Node], bytes]:
         tree = {_merged(path): node for path, node in _tar(members["data.tar"]).items()}
     except (KeyError, ValueError, EOFError, OSError, tarfile.TarError, lzma.LZMAError) as exc:
         raise _malformed(f"no Debian package ({type(exc).__name__})") from exc
-    return {path: node for path, node in tree.items() if not _LEFT_OUT.match(path)}, control
+    kept = {
+        path: node
+        for path, node in tree.items()
+        if not _LEFT_OUT.match(path) and (not path.startswith(_PROGRAMS) or path in programs)
+    }
+    return kept, control
 
 
 def wheel_tree(raw: bytes) -> dict[str, Node]:

@@ -16,31 +16,37 @@ from sealwright.errors import UnavailableError, VerificationError
 
 # Not every system has these: no waiting for a FIFO's writer, no text translation.
 _READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+SECTOR = 512  # bytes: what the size of any disk is a multiple of
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
 class FileReader:
-    """A regular file, opened once: what happens to its name later does not matter."""
+    """A regular file or a disk, opened once: what happens to its name later does not matter."""
 
     def __init__(self, source: Path | int) -> None:
         """Open a path, or a descriptor that stays its owner's: an enclave reaches files by no path.
 
         Raises:
-            UnavailableError: it cannot be opened, or is not a regular file.
+            UnavailableError: it cannot be opened, or is neither a regular file nor, as a descriptor, a disk.
         """
         name = source.name if isinstance(source, Path) else "the descriptor"
         with io_errors("input-unreadable", f"cannot read {name}"):
             self.fd = os.open(source, _READ) if isinstance(source, Path) else os.dup(source)
         self._lock = threading.Lock()
         self._status = os.fstat(self.fd)
-        if not stat.S_ISREG(self._status.st_mode):
+        self._disk = stat.S_ISBLK(self._status.st_mode) and not isinstance(source, Path)
+        if not stat.S_ISREG(self._status.st_mode) and not self._disk:
             self.close()
             raise UnavailableError(f"{name} is not a regular file", code="input-unreadable")
 
     @property
     def size(self) -> int:
-        """Length in bytes when it was opened."""
-        return self._status.st_size
+        """Length in bytes when it was opened; of a disk, in whole sectors."""
+        return os.lseek(self.fd, 0, os.SEEK_END) if self._disk else self._status.st_size
+
+    def holds(self, length: int) -> bool:
+        """Return whether it holds `length` bytes and no more: a disk's last sector may go on after them."""
+        return length <= self.size < length + SECTOR if self._disk else self.size == length
 
     def read_into(self, offset: int, out: memoryview) -> None:
         """Fill `out` from `offset`.

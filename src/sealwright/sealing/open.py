@@ -118,7 +118,7 @@ def _only_file(entries: tuple[Entry, ...]) -> Entry:
 
 
 def _header(reader: FileReader, layout: Layout) -> bytes:
-    if reader.size != layout.sealed_length:
+    if not reader.holds(layout.sealed_length):
         raise VerificationError(
             f"the ciphertext has {reader.size} bytes, the manifest says {layout.sealed_length}",
             code="wrong-artefact-length",
