@@ -5,14 +5,17 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shlex
 from functools import cache
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 import yaml
 
 from sealwright.appraisal.policy import KeyPolicy
+from sealwright.cli._commands import load
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ROOT / "docs" / "platforms"
@@ -20,6 +23,7 @@ RECIPES = sorted(
     set(PAGES.glob("*.md")) - {PAGES / name for name in ("index.md", "identity.md", "validated.md")}
 )
 _POLICY = re.compile(r"^<!-- policy: ([\w, -]+) -->\n```yaml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_COMMAND = re.compile(r"(?:^|[ /($])sealwright ((?:[a-z$-][\w./$*-]*)(?: [^|;&<>#)]*)?)")
 _VALUES = {"MRTD": 48, "RTMR1": 48, "RTMR2": 48, "MEASUREMENT": 48, "PCR": 32, "ROOT": 32, "CODE": 32}
 _HEAD = """\
 format: sealwright-policy/v1
@@ -125,6 +129,34 @@ def test_every_cell_of_the_identity_page_is_shown_or_says_why_not() -> None:
             assert "::" in cell or "not shown" in cell or cell == "–", platform
             if "not shown" in cell:
                 assert re.search(r"not shown[^:]*: \w", cell), f"{platform}: why?"
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Return the words of every `sealwright …` in the sh blocks of a page."""
+    found = []
+    for block in re.findall(r"^```sh\n(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL):
+        text = re.sub(r"\\\n", " ", block)
+        for line in text.splitlines():
+            if not re.search(r"\b(helm|kubectl|namespace)\b", line):  # there it is a release's name
+                found += [shlex.split(part, comments=True) for part in _COMMAND.findall(line)]
+    return found
+
+
+@pytest.mark.parametrize("page", [*RECIPES, ROOT / "docs/how-to/deploy.md"], ids=lambda path: path.name)
+def test_every_command_of_a_page_exists(page: Path) -> None:
+    for words in commands(page):
+        command: Any = load(words.pop(0))
+        while hasattr(command, "commands"):
+            command = command.commands[words.pop(0)]
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert {word.partition("=")[0] for word in words if word.startswith("-")} <= known, words
+
+
+def test_commands_are_found() -> None:
+    found = [words[:2] for page in [*RECIPES, ROOT / "docs/how-to/deploy.md"] for words in commands(page)]
+    assert found.count(["image", "predict"]) >= 6
+    assert ["image", "oci-verify"] in found
+    assert ["enclave", "measure"] in found
 
 
 def test_the_chart_values_on_a_page_are_yaml() -> None:
