@@ -25,7 +25,7 @@ demo:
 test:
 	@$(PYTHON) scripts/setup.py .venv test model
 	@$(PYTHON) scripts/setup.py .venv-openai2 openai2
-	@$(PYTHON) scripts/system.py swtpm swtpm-tools
+	@$(PYTHON) scripts/system.py swtpm swtpm-tools skopeo buildah systemd
 	@$(BIN)/python scripts/real_evidence.py --optional
 	$(BIN)/pytest -n 2 --dist loadfile
 

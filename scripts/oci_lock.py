@@ -130,7 +130,7 @@ def fetch(folder: Path) -> None:
 def right(folder: Path, entry: dict[str, Any]) -> bool:
     """Say whether the file of an entry is there and has its digest."""
     path = folder / entry["file"]
-    return path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == entry["sha256"]
+    return path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == str(entry["sha256"])
 
 
 def apt(folder: Path, packages: list[str]) -> None:
@@ -199,10 +199,10 @@ def deb(path: Path) -> dict[str, object]:
 
 def wheel_entries(folder: Path) -> list[dict[str, object]]:
     """Return the lock's entries of the wheels that an image needs."""
-    wheels = {}
+    wheels: dict[str, tuple[Path, str]] = {}
     for path in folder.glob("*.whl"):
-        name, version, _, _ = parse_wheel_filename(path.name)
-        wheels[str(name)] = (path, str(version))
+        parsed = parse_wheel_filename(path.name)
+        wheels[str(parsed[0])] = (path, str(parsed[1]))
     needed = {image: closure(extra, wheels) for image, extra in EXTRAS.items()}
     found = []
     for name, (path, version) in wheels.items():

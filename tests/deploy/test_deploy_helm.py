@@ -216,3 +216,20 @@ def test_devices_and_runtime_reach_the_pod() -> None:
 def test_bad_values_are_refused(changed: dict[str, Any], said: str) -> None:
     with pytest.raises(manifests.RenderError, match=said):
         manifests.render(changed)
+
+
+def test_the_pod_with_connect_keeps_the_same_standard() -> None:
+    (pod,) = yaml.safe_load_all((manifests.VALUES.parent / "connect-sidecar.yaml").read_text())
+    validate = pytest.importorskip("kubernetes_validate", reason="wheel kubernetes-validate is not installed")
+    for version in VERSIONS:
+        validate.validate(pod, version, strict=True)
+    assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+    assert pod["spec"]["automountServiceAccountToken"] is False
+    (connect,) = pod["spec"]["initContainers"]
+    assert connect["restartPolicy"] == "Always"  # a sidecar
+    words = connect["args"][1:]
+    known = {option for parameter in load("connect").params for option in parameter.opts}
+    assert {word.partition("=")[0] for word in words} <= known
+    for container in [connect, *pod["spec"]["containers"]]:
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        assert "env" not in container

@@ -40,7 +40,6 @@ RUNTIME = Runtime(
     environment={"PATH": "/usr/bin", "LANG": "C.UTF-8"},
     labels={"org.opencontainers.image.title": "tool"},
     ports=(8420,),
-    volumes=("/var/lib/state",),
 )
 
 
@@ -120,7 +119,7 @@ def test_two_packages_may_share_folders_but_no_file() -> None:
     for other in ({"usr/a": Node(content=b"b")}, {"usr/a": Node()}, {"usr": Node(target="a")}):
         with pytest.raises(SettingsError) as caught:
             merged([one, other])
-        assert (caught.value.stage, caught.value.code) == ("layer", "image-conflict")
+        assert (caught.value.stage, caught.value.code) == ("layer", "package-conflict")
 
 
 @given(

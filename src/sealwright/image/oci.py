@@ -85,7 +85,6 @@ class Runtime:
     folder: str = "/"
     labels: Mapping[str, str]
     ports: Sequence[int] = ()
-    volumes: Sequence[str] = ()
 
     def to_json(self) -> dict[str, object]:
         """Return it in the form of image-spec, config.md."""
@@ -97,7 +96,6 @@ class Runtime:
             "WorkingDir": self.folder,
             "Labels": dict(self.labels),
             "ExposedPorts": {f"{port}/tcp": {} for port in self.ports},
-            "Volumes": {path: {} for path in self.volumes},
             "StopSignal": "SIGTERM",
         }
         return {name: value for name, value in members.items() if value}

@@ -20,7 +20,7 @@ from sealwright.image.ocibom import BOM, bill
 from sealwright.image.ocilock import Lock, Package, pinned, read_package
 from sealwright.image.ocipackages import PYTHON, SITE, deb_tree, wheel_tree
 from sealwright.image.ocisign import SigningKey, signature_name, write_signature
-from sealwright.image.ocitar import Node, Tree, merged
+from sealwright.image.ocitar import Node, Tree, merged, whole
 
 Kind = Literal["broker", "enclave", "client"]
 USER = 65532  # owns its own state and nothing else
@@ -81,7 +81,8 @@ def build(
     system = _system(packages, debian)
     libraries = merged(wheel_tree(pinned(packages, one)) for one in wheels)
     project = {**wheel_tree(content), "usr/bin/sealwright": _program()}
-    check_contents(merged([system, libraries, project]))
+    # Over all layers: none leads through a link of another.
+    check_contents(whole(merged([system, libraries, project])))
     writer = LayoutWriter(out)
     at, created = lock.seconds, rfc3339(lock.at)
     labels = _labels(kind, own.version, created)
@@ -202,5 +203,4 @@ def _runtime(kind: Kind, labels: Mapping[str, str]) -> Runtime:
         folder="/",
         labels=labels,
         ports=_PORTS[kind],
-        volumes=() if kind == "client" else ("/var/lib/sealwright",),
     )

@@ -93,7 +93,7 @@ def merged(trees: Iterable[Tree]) -> dict[str, Node]:
         for path, node in tree.items():
             before = out.setdefault(path, node)
             if before != node and not (before.is_directory and node.is_directory):
-                raise SettingsError(f"{path} stands in two packages", code="image-conflict", stage="layer")
+                raise SettingsError(f"{path} stands in two packages", code="package-conflict", stage="layer")
     return out
 
 
