@@ -18,6 +18,7 @@ import httpx2
 import pytest
 from tests.enclave.support import KID, World
 
+from sealwright.appraisal.policy import TrustFile
 from sealwright.cli import main
 from sealwright.client.httpx_transport import transport
 from sealwright.crypto.encoding import b64url
@@ -92,6 +93,11 @@ class GuestWorld(World):
             "tpm": "provider",
             "minimum_firmware": "00" * 8,
         }
+
+    def trust(self) -> TrustFile:
+        """Return what clients trust: these registers, and exactly the configs of these tests."""
+        digests = [self.guest_config().digest().hex(), self.config().digest().hex()]
+        return TrustFile.from_json({**super().trust().to_json(), "config": {"digests": digests}})
 
     def guest_config(self, **changes: Any) -> EnclaveConfig:
         """Return a config for a guest, to whom this machine is QEMU's gateway."""
