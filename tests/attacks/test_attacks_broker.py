@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from tests.broker.support import Enclave, Kbs, World
 from tests.broker.test_journal import batch, post, receipt
 
-from sealwright.broker.routes import Health
+from sealwright.broker.routes import Health, rows_hold
 from sealwright.broker.service import Running
 from sealwright.crypto.canonical import canonical
 from sealwright.errors import MessageFormatError, VerificationError
@@ -83,7 +84,7 @@ def test_asking_for_health_hashes_the_rows_once_a_second(running: Running) -> No
         return view()
 
     state.view = counted  # type: ignore[method-assign,assignment]
-    health = Health(running.core, lambda: at[0])
+    health = Health(partial(rows_hold, running.core), lambda: at[0])
     for moment in (0, 0.5, 0.99, 1.0, 1.5):
         at[0] = moment
         health.check()

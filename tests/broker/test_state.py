@@ -147,7 +147,8 @@ async def test_one_bad_row_is_refused_while_serving(
         kbs = Kbs(running)
         await kbs.leased(Enclave.make(with_keys, running))
         tamper(with_keys)
-        for answer in (await kbs.resource(), await kbs.lease(), await kbs.http.get("/healthz")):
+        asked = [await kbs.http.get(path) for path in ("/healthz", "/readyz")]
+        for answer in (await kbs.resource(), await kbs.lease(), *asked):
             assert (answer.status_code, answer.json()["code"]) == (503, "row-tampered")
         with pytest.raises(VerificationError) as caught:
             running.admin.revoke_key("k1")

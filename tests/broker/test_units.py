@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
-from tests.broker.support import NOW, Lines
+from tests.broker.support import NOW, Lines, World
 
+from sealwright.broker import files
 from sealwright.broker.backend import EmbeddedBackend, WrapContext
 from sealwright.broker.http import BURST, MAX_PEERS, Guard, Journalist, RateLimit
 from sealwright.broker.rows import state_root
@@ -47,8 +50,6 @@ def test_vector(case: dict[str, Any]) -> None:
 
 
 def test_what_is_wrapped_unwraps_and_fresh_nonces_are_used() -> None:
-    import os
-
     backend = EmbeddedBackend(os.urandom(32), os.urandom)
     context = WrapContext(kid="k", tenant="t", policy_digest=bytes(32), epoch=1)
     key = backend.generate()
@@ -102,7 +103,6 @@ def test_a_peer_over_its_rate_is_told_to_wait_and_others_are_not() -> None:
 
 
 async def test_a_rate_over_the_limit_is_answered_429_before_anything_is_read() -> None:
-    import httpx2
 
     async def app(*_: Any) -> None:
         raise AssertionError
@@ -114,7 +114,6 @@ async def test_a_rate_over_the_limit_is_answered_429_before_anything_is_read() -
 
 
 async def test_our_own_bug_is_not_quoted_anywhere() -> None:
-    import httpx2
 
     async def app(*_: Any) -> None:
         raise KeyError("the planted plaintext")
@@ -135,3 +134,33 @@ def test_a_log_line_is_one_line_whatever_stands_in_it(as_json: bool) -> None:
     text = stream.getvalue()
     assert text.count("\n") == 1
     assert "\x1b" not in text
+
+
+async def test_ready_means_that_a_decision_could_be_recorded(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = [0.0]
+    with world.open() as running:
+        app = running.app(log=lambda *_, **__: None, monotonic=lambda: at[0])
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://b.test") as http:
+
+            async def ready() -> tuple[int, str]:
+                at[0] += 2
+                answer = await http.get("/readyz")
+                return answer.status_code, answer.text if answer.status_code == 200 else answer.json()["code"]
+
+            assert await ready() == (200, "ready")
+            with monkeypatch.context() as patched:
+                patched.setattr(files, "LEAST_ROOM", 1 << 62)
+                assert await ready() == (503, "file-unwritable")
+            with monkeypatch.context() as patched:
+                patched.setattr(os, "access", lambda *_: False)
+                assert await ready() == (503, "file-unwritable")
+            openings = world.root / "openings"
+            openings.rename(world.root / "elsewhere")
+            assert await ready() == (503, "file-unwritable")
+            (world.root / "elsewhere").rename(openings)
+            assert await ready() == (200, "ready")
+            running.core.state.ledger._log.close()
+            assert await ready() == (503, "log-closed")
+            assert (await http.get("/healthz")).status_code == 200

@@ -19,6 +19,7 @@ from tests.inference.support import close_others, fake_engine
 from sealwright.client.receipts import receipt_of
 from sealwright.enclave.keyset import EnclaveKeys
 from sealwright.errors import AppraisalError, VerificationError
+from sealwright.inference import engine
 from sealwright.inference.zygote import Zygote
 
 
@@ -236,6 +237,38 @@ async def test_a_lease_that_cannot_be_renewed_ends_by_enclave_time(world: World,
             await serving.notes.wait("stopped")
             assert ("stopped", {"code": "lease-ended"}) in serving.notes
             assert (await serving.plain.get("/healthz")).text == "stopped: lease-ended\n"
+
+
+async def test_ready_while_it_holds_a_lease_and_its_engine_runs(
+    world: World, zygote: Zygote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "RESTART_PAUSES_S", (1.0,))
+    with world.broker():
+        async with enclave(world, zygote) as serving:
+
+            async def ready() -> tuple[int, str]:
+                answer = await serving.plain.get("/readyz")
+                return answer.status_code, answer.text
+
+            assert await ready() == (200, "ready\n")
+            await serving.client.post("/v1/chat/completions", json=chat("CRASH"))
+            await serving.notes.wait("engine-ended")
+            assert await ready() == (503, "not ready: engine-unavailable\n")
+            assert (await serving.plain.get("/healthz")).status_code == 200
+            await serving.notes.wait("engine-started")
+            assert await ready() == (200, "ready\n")
+
+
+async def test_not_ready_without_a_lease(world: World, zygote: Zygote) -> None:
+    world.lease_s = 3
+    with world.broker():
+        async with enclave(world, zygote) as serving:
+            serving.workload.peers.clear()
+            assert (await serving.plain.get("/readyz")).status_code == 200
+            await serving.notes.wait("tenant-stopped")
+            answer = await serving.plain.get("/readyz")
+            assert answer.status_code == 503
+            assert answer.text in ("not ready: no-lease\n", "not ready: lease-ended\n")
 
 
 async def test_an_enclave_whose_host_is_ahead_of_the_broker_does_not_start(

@@ -55,19 +55,42 @@ class ConfigBinding:
         """
         if len(config_digest) != DIGEST_BYTES:
             raise ValueError("a config digest has 32 bytes")
-        if not hmac.compare_digest(self.held, self._wanted(config_digest)):
+        if not hmac.compare_digest(self.held, holding(self.register, config_digest, len(self.held))):
             raise VerificationError("the config is not the one that was measured", code=code, stage=stage)
 
-    def _wanted(self, config_digest: bytes) -> bytes:
-        name, size = self.register, len(self.held)
-        if name in _AS_IT_IS:
-            return config_digest
-        if name == "mrconfigid":
-            return config_digest.ljust(48, b"\0")
-        if _RTMR.fullmatch(name):
-            return sha384(bytes(48) + config_digest.ljust(48, b"\0")).digest()
-        if _PCR.fullmatch(name):
-            return (sha256 if size == sha256().digest_size else sha384)(bytes(size) + config_digest).digest()
-        raise SettingsError(
-            f"register {name!r} cannot hold a config digest", code="config-register", stage="policy"
-        )
+
+def holding(register: str, config_digest: bytes, size: int) -> bytes:
+    """Return what a register holds that was given exactly `config_digest` (32 bytes).
+
+    Args:
+        size: bytes of the register: those of its hash for a PCR.
+
+    Raises:
+        SettingsError: `config-register`: no register of that name can hold it.
+    """
+    if register in _AS_IT_IS:
+        return config_digest
+    if register == "mrconfigid":
+        return config_digest.ljust(48, b"\0")
+    if _RTMR.fullmatch(register):
+        return sha384(bytes(48) + config_digest.ljust(48, b"\0")).digest()
+    if _PCR.fullmatch(register):
+        return (sha256 if size == sha256().digest_size else sha384)(bytes(size) + config_digest).digest()
+    raise SettingsError(
+        f"register {register!r} cannot hold a config digest", code="config-register", stage="policy"
+    )
+
+
+def holds(binding: ConfigBinding, digest: bytes) -> bool:
+    """Say whether a register holds init-data's digest, padded with zeros or cut to its size; without any, zeros.
+
+    Args:
+        digest: of any length; empty: there is no init-data. Spec: docs/spec/kbs-guest.md, Init-data.
+    """
+    size = len(binding.held)
+    if not size:
+        return False
+    if not digest or not _PCR.fullmatch(binding.register):
+        return hmac.compare_digest(binding.held, digest[:size].ljust(size, b"\0"))
+    bank = sha256 if size == sha256().digest_size else sha384
+    return hmac.compare_digest(binding.held, bank(bytes(size) + digest[:size].ljust(size, b"\0")).digest())

@@ -53,18 +53,54 @@ def issue_ear(
         "keyset_digest": keyset_digest.hex(),
         "evidence_digest": evidence_digest.hex(),
     }
-    main = submodule(appraisal, policies=policies, own=own)
-    submods = {"cpu0": main} | {name: submodule(part) for name, part in appraisal.parts.items()}
     claims = {
+        "eat_nonce": b64url(nonce),
+        **_claims(appraisal, policies=policies, own=own, at=at, build=build),
+    }
+    return jwt.encode({"alg": "ES256", "typ": "eat-claims+jwt"}, claims, key, algorithms=["ES256"])
+
+
+def issue_guest_ear(
+    appraisal: Appraisal,
+    key: ECKey,
+    *,
+    nonce: str,
+    tee_pubkey: Mapping[str, object],
+    evidence_digest: bytes,
+    policies: Sequence[bytes],
+    at: datetime,
+    build: str,
+) -> str:
+    """Return the compact JWT for a guest of Confidential Containers: `tee-pubkey` inside, our key in the header.
+
+    Args:
+        nonce: the challenge as the guest was given it.
+        tee_pubkey: the JWK as the guest sent it; the evidence vouches for it.
+        policies: digests (32 bytes) of the policies it was appraised against.
+        at: time of issue.
+    """
+    own = {"evidence_digest": evidence_digest.hex()}
+    claims = {
+        "eat_nonce": nonce,
+        "tee-pubkey": dict(tee_pubkey),
+        **_claims(appraisal, policies=policies, own=own, at=at, build=build),
+    }
+    header = {"alg": "ES256", "typ": "JWT", "jwk": key.as_dict(private=False)}
+    return jwt.encode(header, claims, key, algorithms=["ES256"])
+
+
+def _claims(
+    appraisal: Appraisal, *, policies: Sequence[bytes], own: Mapping[str, object], at: datetime, build: str
+) -> dict[str, Any]:
+    main = submodule(appraisal, policies=policies, own=own)
+    return {
         "eat_profile": PROFILE,
         "iat": int(at.timestamp()),
         "exp": int((at + LIFE).timestamp()),
-        "eat_nonce": b64url(nonce),
         "ear_status": appraisal.status,
         "ear_verifier_id": {"developer": "sealwright", "build": build},
-        "submods": submods,
+        "submods": {"cpu0": main} | {name: submodule(part) for name, part in appraisal.parts.items()},
     }
-    return jwt.encode({"alg": "ES256", "typ": "eat-claims+jwt"}, claims, key, algorithms=["ES256"])
 
 
 def submodule(

@@ -9,7 +9,7 @@ from datetime import datetime
 from sealwright.appraisal.binding import ConfigBinding
 from sealwright.appraisal.nvgpu import GpuRules
 from sealwright.appraisal.platform import Appraisal, Rules, appraise
-from sealwright.appraisal.policy import KeyPolicy, TrustFile
+from sealwright.appraisal.policy import PolicyBase
 from sealwright.appraisal.rego_engine import Engine
 from sealwright.appraisal.vector import worst
 from sealwright.endorsement.bag import Endorsements
@@ -23,7 +23,7 @@ VTPM = "vtpm."  # before the names of its registers
 
 def appraise_evidence(
     envelope: EvidenceEnvelope,
-    rules: KeyPolicy | TrustFile,
+    rules: PolicyBase,
     *,
     expected_report_data: bytes,
     at: datetime,
@@ -62,7 +62,7 @@ def appraise_evidence(
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Appraising:
     envelope: EvidenceEnvelope
-    rules: KeyPolicy | TrustFile
+    rules: PolicyBase
     report_data: bytes
     device_nonce: bytes
     context: Context

@@ -26,7 +26,7 @@ DEMO_LIFE = timedelta(hours=24)
 LONGEST_LEASE_S = 24 * 3600
 
 
-class _Rules(Document):
+class PolicyBase(Document):
     """What policies and trust files share."""
 
     version: Annotated[int, Field(ge=1, lt=1 << 31)]
@@ -35,7 +35,6 @@ class _Rules(Document):
     created: Time
     expires: Time
     platforms: Platforms
-    config: ConfigRules
     signers: Signers | None = None  # who signs the next version; none: whoever may write the file
 
     _PAYLOAD_TYPE: ClassVar[str]
@@ -97,10 +96,11 @@ class _Rules(Document):
             )
 
 
-class KeyPolicy(_Rules):
+class KeyPolicy(PolicyBase):
     """Who gets a key. `digest()` is the policy digest that decisions and releases name."""
 
     format: Literal["sealwright-policy/v1"] = "sealwright-policy/v1"
+    config: ConfigRules
     lease_s: Annotated[int, Field(ge=2, le=LONGEST_LEASE_S)] = 600
 
     _PAYLOAD_TYPE = POLICY
@@ -110,10 +110,11 @@ def _default_suites() -> list[SuiteName]:
     return ["default"]
 
 
-class TrustFile(_Rules):
+class TrustFile(PolicyBase):
     """What a client or auditor trusts."""
 
     format: Literal["sealwright-trust/v1"] = "sealwright-trust/v1"
+    config: ConfigRules
     tenant: Name
     suites: Annotated[list[SuiteName], Field(min_length=1, max_length=4)] = Field(
         default_factory=_default_suites

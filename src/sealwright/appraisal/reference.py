@@ -22,6 +22,8 @@ from sealwright.errors import CollateralError, SettingsError, VerificationError
 from sealwright.evidence.envelope import PlatformType
 
 MAX_REFERENCE_VALUES = 256 * 1024  # bytes
+# A policy names a provider's vTPM apart from the TEE beside it, so that values of it stand apart too.
+ReferencePlatform = PlatformType | Literal["vtpm"]
 
 
 class ReferenceValues(Document):
@@ -32,7 +34,7 @@ class ReferenceValues(Document):
     version: Annotated[int, Field(ge=1, lt=1 << 31)]
     created: Time
     expires: Time
-    platform: PlatformType
+    platform: ReferencePlatform
     registers: Annotated[dict[str, list[HexBytes]], Field(min_length=1, max_length=64)]
     config_register: Annotated[str, Field(max_length=32)] = ""
 

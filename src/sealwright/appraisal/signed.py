@@ -17,6 +17,7 @@ from sealwright.errors import SettingsError, VerificationError
 
 POLICY = "application/vnd.sealwright.policy.v1+json"
 TRUST = "application/vnd.sealwright.trust.v1+json"
+GUEST_POLICY = "application/vnd.sealwright.guest-policy.v1+json"
 REFERENCE_VALUES = "application/vnd.sealwright.reference-values.v1+json"
 _START = b'{"payload":'
 

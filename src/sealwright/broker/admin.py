@@ -56,7 +56,7 @@ class Admin:
             row = self._wrapped(row, key)
             return {("key", kid): row.encode()}, row
 
-        return describe(self._changed("key-create", said, work))
+        return describe(self.changed("key-create", said, work))
 
     def set_policy(self, kid: str, policy: bytes) -> Json:
         """Give a key another policy (YAML, or signed) and wrap it again.
@@ -76,7 +76,7 @@ class Admin:
             said["tenant"] = row.tenant
             return {("key", kid): row.encode()}, row
 
-        return describe(self._changed("policy-set", said, work))
+        return describe(self.changed("policy-set", said, work))
 
     def revoke_key(self, kid: str) -> Json:
         """Release a key no more. Who holds it keeps it until the lease ends."""
@@ -88,7 +88,7 @@ class Admin:
             said["tenant"] = row.tenant
             return {("key", kid): row.encode()}, row
 
-        return describe(self._changed("key-revoke", said, work))
+        return describe(self.changed("key-revoke", said, work))
 
     def list_keys(self) -> list[Json]:
         """List all keys."""
@@ -113,7 +113,7 @@ class Admin:
             row = validated(CallerRow, fields | {"credential_digest": credential_digest(credential)})
             return {("caller", f"{tenant}/{caller}"): row.encode()}, credential
 
-        return self._changed("caller-add", {"tenant": tenant, "caller": caller}, work)
+        return self.changed("caller-add", {"tenant": tenant, "caller": caller}, work)
 
     def remove_caller(self, tenant: str, caller: str) -> None:
         """Take a caller out; enclaves learn it with their next lease."""
@@ -123,7 +123,7 @@ class Admin:
                 raise _refused(f"tenant {tenant} has no caller {caller}", "caller-unknown")
             return {("caller", f"{tenant}/{caller}"): None}, None
 
-        self._changed("caller-remove", {"tenant": tenant, "caller": caller}, work)
+        self.changed("caller-remove", {"tenant": tenant, "caller": caller}, work)
 
     def callers(self, tenant: str) -> list[str]:
         """List the callers of a tenant."""
@@ -138,7 +138,7 @@ class Admin:
             row_id, row = _owner(tenant, key)
             return {("owner", row_id): row.encode()}, key_id(ed25519(key))
 
-        return self._changed("owner-add", {"tenant": tenant}, work)
+        return self.changed("owner-add", {"tenant": tenant}, work)
 
     def admit(self, kid: str, envelope: bytes, *, owner_key: bytes | None, force: bool) -> Json:
         """Make the manifest in `envelope` (DSSE) the one that a key may open.
@@ -174,7 +174,7 @@ class Admin:
             row = row.model_copy(update={"admitted": admitted})
             return {**changes, ("key", kid): row.encode()}, row
 
-        return describe(self._changed("manifest-admit", said, work))
+        return describe(self.changed("manifest-admit", said, work))
 
     def sealing_key(self, kid: str, public: bytes) -> bytes:
         """Return a key sealed to the owner's X-Wing key, as a statement (DSSE). The decision is logged first."""
@@ -244,7 +244,7 @@ class Admin:
             self._core.refuse(error, action=f"admin-{action}", **said)
             raise
 
-    def _changed(self, action: str, said: Json, work: Callable[[View], tuple[Changes, T]]) -> T:
+    def changed(self, action: str, said: Json, work: Callable[[View], tuple[Changes, T]]) -> T:
         def change() -> T:
             with self._state.lock:
                 view = self._state.view()

@@ -72,7 +72,7 @@ def admin_routes(admin: Admin, secrets: BrokerSecrets) -> list[BaseRoute]:
     """Return the administrator's routes."""
 
     def route(method: str, path: str, handler: Handler) -> Route:
-        return Route(f"{PREFIX}{path}", _authenticated(handler, secrets), methods=[method])
+        return Route(f"{PREFIX}{path}", authenticated(handler, secrets), methods=[method])
 
     return [
         route("GET", "/status", _plain(lambda _: admin.status())),
@@ -97,7 +97,9 @@ def admin_routes(admin: Admin, secrets: BrokerSecrets) -> list[BaseRoute]:
     ]
 
 
-def _authenticated(handler: Handler, secrets: BrokerSecrets) -> Callable[[Request], Awaitable[Response]]:
+def authenticated(handler: Handler, secrets: BrokerSecrets) -> Callable[[Request], Awaitable[Response]]:
+    """Return `handler` as an endpoint that answers the administrator alone."""
+
     async def serve(request: Request) -> Response:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not secrets.check_token(token):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
 
 from sealwright.appraisal.platform import Appraisal
-from sealwright.appraisal.policy import KeyPolicy
+from sealwright.appraisal.policy import PolicyBase
 from sealwright.broker.backend import KeyBackend
 from sealwright.broker.settings import BrokerSecrets
 from sealwright.broker.state import State
@@ -23,6 +24,9 @@ BROKER_KEYS_LIFE = timedelta(hours=48)  # twice the longest lease
 BROKER_KEYS_RENEW = timedelta(hours=12)
 JOURNAL_KEY_ID = 1
 
+# DESIGN section 10: where several hold, the first of these.
+_GRAVEST = {code: rank for rank, code in enumerate((65, 10, 13, 12, 11))}
+
 
 class Appraiser(Protocol):
     """See `sealwright.appraisal.evidence.appraise_evidence`."""
@@ -30,7 +34,7 @@ class Appraiser(Protocol):
     def __call__(
         self,
         envelope: EvidenceEnvelope,
-        rules: KeyPolicy,
+        rules: PolicyBase,
         /,
         *,
         expected_report_data: bytes,
@@ -84,6 +88,25 @@ class Core:
             not_before=now,
             not_after=now + BROKER_KEYS_LIFE,
         )
+
+
+@contextmanager
+def decided(core: Core, action: str, said: dict[str, object]) -> Iterator[None]:
+    """Log a refusal of what is done inside, with what was `said` until then, before it is raised.
+
+    Of an unknown session nothing was decided: else anyone could fill the log with made-up cookies.
+    """
+    try:
+        yield
+    except SealwrightError as error:
+        if error.code != "session-unknown":
+            core.refuse(error, action=action, **said)
+        raise
+
+
+def gravest(errors: Iterable[SealwrightError]) -> SealwrightError:
+    """Return the error to answer with where several hold (DESIGN section 10)."""
+    return min(errors, key=lambda error: _GRAVEST.get(error.exit_code, len(_GRAVEST)))
 
 
 def refusal(error: SealwrightError, fields: Mapping[str, object]) -> dict[str, object]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from sealwright.errors import FormatError, SettingsError, UnavailableError
 
 _OPEN_TO_OTHERS = 0o077
+LEAST_ROOM = 16 << 20  # bytes free; a decision with its evidence takes up to four MiB
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -75,6 +76,26 @@ def check_private(path: Path) -> None:
         raise SettingsError(
             f"{path} can be reached by other users; chmod go= {path}", code="broker-files-exposed"
         )
+
+
+def check_room(directory: Path) -> None:
+    """Refuse a directory that no further file could be written to.
+
+    Raises:
+        UnavailableError: `file-unwritable`.
+    """
+    try:
+        disk = os.statvfs(directory)
+    except OSError as exc:
+        raise _no_room(directory, exc.strerror or "unknown") from exc
+    if disk.f_bavail * disk.f_frsize < LEAST_ROOM:
+        raise _no_room(directory, f"less than {LEAST_ROOM >> 20} MiB are free")
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise _no_room(directory, "it is read-only")
+
+
+def _no_room(directory: Path, why: str) -> UnavailableError:
+    return UnavailableError(f"{directory} cannot be written: {why}", code="file-unwritable", stage="files")
 
 
 def _sync_directory(path: Path) -> None:

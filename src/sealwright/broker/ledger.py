@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from sealwright.broker.files import read_file, write_file
+from sealwright.broker.files import check_room, read_file, write_file
 from sealwright.errors import CollateralError, FormatError, UnavailableError, VerificationError
 from sealwright.protocol.commitment import (
     Commitment,
@@ -48,6 +48,10 @@ class Log(Protocol):
 
     def prove(self, index: int) -> LogProof:
         """Return the proof of entry `index` under the latest checkpoint."""
+        ...
+
+    def check_writable(self) -> None:
+        """Raise UnavailableError where no entry could be written."""
         ...
 
 
@@ -154,6 +158,17 @@ class Ledger:
             else:  # another thread settled under a later checkpoint meanwhile
                 self._check(checkpoint, self._seen)
         return index
+
+    def check_writable(self) -> None:
+        """Prove that log, openings and holder file could take one more decision, as far as a look can tell.
+
+        Raises:
+            UnavailableError: `log-closed`, `file-unwritable`.
+        """
+        self._log.check_writable()
+        check_room(self._openings)
+        if self._holder is not None:
+            check_room(self._holder.parent)
 
     def prove(self, index: int) -> LogProof:
         """Return the proof of entry `index` under the latest checkpoint."""

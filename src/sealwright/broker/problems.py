@@ -31,7 +31,13 @@ _TITLES = {
     503: "unavailable",
 }
 _FORMAT_STATUS = {"too-large": 413, "body-timeout": 408}
-_ADMIN_STATUS = {"key-unknown": 404, "caller-unknown": 404, "key-exists": 409, "caller-exists": 409}
+_ADMIN_STATUS = {
+    "resource-unknown": 404,
+    "key-unknown": 404,
+    "caller-unknown": 404,
+    "key-exists": 409,
+    "caller-exists": 409,
+}
 
 
 def status_of(error: SealwrightError, *, admin: bool) -> int:
@@ -40,6 +46,8 @@ def status_of(error: SealwrightError, *, admin: bool) -> int:
         return 503
     if isinstance(error, FormatError):
         return _FORMAT_STATUS.get(error.code, 400)
+    if error.code == "resource-unknown" and error.stage == "key":
+        return 404  # what guests are told, who would attest again on a 401
     if not admin:
         return 401  # not genuine and not allowed alike, as KBS is deployed
     if isinstance(error, AppraisalError | CollateralError):

@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -15,6 +16,7 @@ from starlette.routing import BaseRoute, Route
 
 from sealwright.broker import proofs
 from sealwright.broker.core import Core
+from sealwright.broker.guest import Guests
 from sealwright.broker.http import read_body
 from sealwright.broker.journal import MAX_JOURNAL, Journal
 from sealwright.broker.problems import problem
@@ -40,11 +42,14 @@ from sealwright.protocol.kbs import (
     Challenge,
     LeaseRequest,
     encode_nonce,
+    is_keyset_form,
     parse_message,
 )
+from sealwright.protocol.kbs_guest import SELECTED, GuestAttestRequest
 from sealwright.tlog.tiles import CHECKPOINT, Fetch
 
 MAX_LEASE_REQUEST = 4 * 1024  # bytes
+MAX_BEARER = 64 * 1024  # characters
 HEALTH_S = 1.0  # seconds that an answer about the rows holds
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _SESSION = re.compile(r"[0-9a-f]{32}", re.ASCII)
@@ -52,13 +57,13 @@ _SESSION = re.compile(r"[0-9a-f]{32}", re.ASCII)
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def kbs_routes(broker: Broker, core: Core) -> list[BaseRoute]:
-    """Return the routes of the KBS protocol."""
+def kbs_routes(broker: Broker, guests: Guests, core: Core) -> list[BaseRoute]:
+    """Return the routes of the KBS protocol, in our keyset form and the guests' of Confidential Containers."""
     return [
-        Route("/kbs/v0/auth", _auth(broker), methods=["POST"]),
-        Route("/kbs/v0/attest", _attest(broker), methods=["POST"]),
+        Route("/kbs/v0/auth", _auth(broker, guests), methods=["POST"]),
+        Route("/kbs/v0/attest", _attest(broker, guests), methods=["POST"]),
         Route("/kbs/v0/sealwright/lease", _lease(broker, core), methods=["POST"]),
-        Route("/kbs/v0/resource/{tenant}/key/{kid}", _resource(broker), methods=["GET"]),
+        Route("/kbs/v0/resource/{repository}/{kind}/{tag}", _resource(broker, guests), methods=["GET"]),
     ]
 
 
@@ -67,7 +72,8 @@ def public_routes(
 ) -> list[BaseRoute]:
     """Return the routes that anyone may ask: keys, proofs, the log; and the journal, which checks signatures."""
     return [
-        Route("/healthz", _healthz(Health(core, monotonic)), methods=["GET"]),
+        Route("/healthz", _healthy(Health(partial(rows_hold, core), monotonic), "serving"), methods=["GET"]),
+        Route("/readyz", _healthy(Health(partial(_can_decide, core), monotonic), "ready"), methods=["GET"]),
         Route("/sealwright/v1/broker-keys", _broker_keys(core), methods=["GET"]),
         Route("/sealwright/v1/journal", _journal(journal), methods=["POST"]),
         Route("/sealwright/v1/proofs/{entry}", _proof(core), methods=["GET"]),
@@ -75,7 +81,7 @@ def public_routes(
     ]
 
 
-def _auth(broker: Broker) -> Endpoint:
+def _auth(broker: Broker, guests: Guests) -> Endpoint:
     async def post(request: Request) -> Response:
         raw = await read_body(request, MAX_AUTH)
         asked = parse_json(raw, limit=MAX_AUTH)
@@ -85,9 +91,15 @@ def _auth(broker: Broker) -> Endpoint:
             and asked["version"] != KBS_VERSION
         ):
             return problem(401, "kbs-version", kbs=True)
-        session = await run_in_threadpool(broker.auth, parse_message(AuthRequest, raw, limit=MAX_AUTH))
+        message = parse_message(AuthRequest, raw, limit=MAX_AUTH)
+        if message.wants_keyset():
+            session = await run_in_threadpool(broker.auth, message)
+            extra = {"sealwright": KEYSET_FORM}
+        else:
+            session, chosen = await run_in_threadpool(guests.auth, message)
+            extra = {SELECTED: chosen}
         challenge = Challenge.model_validate(
-            {"nonce": encode_nonce(session.challenge), "extra-params": {"sealwright": KEYSET_FORM}}
+            {"nonce": encode_nonce(session.challenge), "extra-params": extra}
         )
         answer = JSONResponse(challenge.to_json())
         answer.set_cookie(
@@ -104,10 +116,16 @@ def _auth(broker: Broker) -> Endpoint:
     return post
 
 
-def _attest(broker: Broker) -> Endpoint:
+def _attest(broker: Broker, guests: Guests) -> Endpoint:
     async def post(request: Request) -> Response:
-        asked = parse_message(AttestRequest, await read_body(request, MAX_ATTEST), limit=MAX_ATTEST)
-        return JSONResponse({"token": await run_in_threadpool(broker.attest, _session(request), asked)})
+        raw = await read_body(request, MAX_ATTEST)
+        if is_keyset_form(parse_json(raw, limit=MAX_ATTEST)):
+            asked = parse_message(AttestRequest, raw, limit=MAX_ATTEST)
+            token = await run_in_threadpool(broker.attest, session_of(request), asked)
+        else:
+            guest = parse_message(GuestAttestRequest, raw, limit=MAX_ATTEST)
+            token = await run_in_threadpool(guests.attest, session_of(request), guest)
+        return JSONResponse({"token": token})
 
     return post
 
@@ -116,27 +134,34 @@ def _lease(broker: Broker, core: Core) -> Endpoint:
     async def post(request: Request) -> Response:
         raw = await read_body(request, MAX_LEASE_REQUEST)
         asked = parse_message(LeaseRequest, raw, limit=MAX_LEASE_REQUEST)
-        given = await run_in_threadpool(broker.lease, _session(request), asked)
+        given = await run_in_threadpool(broker.lease, session_of(request), asked)
         envelopes = {"lease": given.envelope, "callers": given.callers, "broker_keys": core.broker_keys()}
         return JSONResponse({name: json.loads(envelope) for name, envelope in envelopes.items()})
 
     return post
 
 
-def _resource(broker: Broker) -> Endpoint:
+def _resource(broker: Broker, guests: Guests) -> Endpoint:
     async def get(request: Request) -> Response:
-        tenant, kid = name_of(request, "tenant"), name_of(request, "kid")
-        release = await run_in_threadpool(broker.resource, _session(request), tenant, kid)
+        path = [name_of(request, member) for member in ("repository", "kind", "tag")]
+        session = _session_or_token(request)
+        if guests.has(session):
+            answer = await run_in_threadpool(guests.resource, session, "/".join(path))
+            return JSONResponse(answer.to_json())
+        if path[1] != "key":
+            return problem(404, "resource-unknown", kbs=True)
+        release = await run_in_threadpool(broker.resource, session, path[0], path[2])
         return Response(release, media_type="application/json")
 
     return get
 
 
 class Health:
-    """Whether the rows hold. Anyone may ask, and it costs a hash of all of them: once a second at most."""
+    """What one check found. Anyone may ask, and it costs a hash of all rows: once a second at most."""
 
-    def __init__(self, core: Core, monotonic: Callable[[], float]) -> None:
-        self._core, self._monotonic = core, monotonic
+    def __init__(self, look: Callable[[], None], monotonic: Callable[[], float]) -> None:
+        """Args: look: raises what is wrong."""
+        self._look, self._monotonic = look, monotonic
         self._lock = threading.Lock()
         self._until = float("-inf")
         self._refused: SealwrightError | None = None
@@ -152,18 +177,29 @@ class Health:
 
     def _found(self) -> SealwrightError | None:
         try:
-            with self._core.state.lock:
-                self._core.state.now()
-                self._core.state.view()
+            self._look()
         except SealwrightError as error:
             return error.with_traceback(None)
         return None
 
 
-def _healthz(health: Health) -> Endpoint:
+def rows_hold(core: Core) -> None:
+    """Prove that the rows are those of the last decision. Raises SealwrightError."""
+    with core.state.lock:
+        core.state.now()
+        core.state.view()
+
+
+def _can_decide(core: Core) -> None:
+    """No decision is answered before it is in the log: without a place to write, none can be made."""
+    rows_hold(core)
+    core.state.ledger.check_writable()
+
+
+def _healthy(health: Health, text: str) -> Endpoint:
     async def get(_request: Request) -> Response:
         await run_in_threadpool(health.check)
-        return PlainTextResponse("serving")
+        return PlainTextResponse(text)
 
     return get
 
@@ -221,8 +257,20 @@ def name_of(request: Request, member: str) -> str:
     return value
 
 
-def _session(request: Request) -> str:
+def session_of(request: Request) -> str:
+    """Return the session named by the cookie. Raises VerificationError: `session-unknown`."""
     session_id = request.cookies.get(SESSION_COOKIE, "")
     if not _SESSION.fullmatch(session_id):
         raise VerificationError("no session cookie; begin with auth", code="session-unknown", stage="session")
     return session_id
+
+
+def _session_or_token(request: Request) -> str:
+    """Return the token of the request, or the id of its session. A cookie goes before a token, as in Trustee."""
+    try:
+        return session_of(request)
+    except VerificationError:
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not 0 < len(token) <= MAX_BEARER:
+            raise
+        return token

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
+
+from sealwright.appraisal.guest import GuestPolicy
 from sealwright.appraisal.policy import KeyPolicy
 from sealwright.crypto.document import Bytes, Bytes32, Count, Digest, Document, Id16, Name, Record, Time
 from sealwright.crypto.encoding import joined
+from sealwright.protocol.kbs_guest import RESOURCE
 from sealwright.tlog.merkle import leaf_hash, tree_root
 
 RowKey = tuple[str, str]  # (kind, id)
@@ -44,6 +48,25 @@ class KeyRow(Document):
     policy: KeyPolicy
     wrapped: Bytes
     admitted: Admitted | None = None
+
+
+class GuestPolicyRow(Document):
+    """The policy of resources that guests' administrators store without one, a tenant's."""
+
+    tenant: Name
+    policy: GuestPolicy
+
+
+class ResourceRow(Document):
+    """What a guest of Confidential Containers may fetch, under its policy. The ciphertext lies beside the rows."""
+
+    path: Annotated[str, Field(pattern=f"^{RESOURCE.pattern}$")]
+    tenant: Name
+    created: Time
+    epoch: Count  # of the change that wrapped its key
+    policy: GuestPolicy
+    wrapped: Bytes
+    content: Digest  # SHA-256 of nonce and ciphertext
 
 
 class CallerRow(Document):

@@ -16,14 +16,17 @@ from starlette.routing import Router
 from starlette.types import ASGIApp
 
 from sealwright.appraisal.platform import Appraisal
-from sealwright.appraisal.policy import KeyPolicy
+from sealwright.appraisal.policy import PolicyBase
 from sealwright.broker.admin import Admin
 from sealwright.broker.admin_routes import admin_routes
 from sealwright.broker.backend import EmbeddedBackend
 from sealwright.broker.core import Appraiser, Core
+from sealwright.broker.guest import Guests
+from sealwright.broker.guest_routes import guest_routes
 from sealwright.broker.http import Guard, Journalist, RateLimit
 from sealwright.broker.journal import Journal
 from sealwright.broker.ledger import Ledger
+from sealwright.broker.resources import Resources
 from sealwright.broker.routes import kbs_routes, public_routes
 from sealwright.broker.rows import BrokerRow
 from sealwright.broker.session import Broker
@@ -52,7 +55,9 @@ class Running:
 
     core: Core
     broker: Broker
+    guests: Guests
     admin: Admin
+    resources: Resources
     journal: Journal
     fetch: Fetch
 
@@ -61,7 +66,8 @@ class Running:
     ) -> ASGIApp:
         """Return the ASGI application."""
         routes = [
-            *kbs_routes(self.broker, self.core),
+            *guest_routes(self.resources, self.core.secrets),
+            *kbs_routes(self.broker, self.guests, self.core),
             *public_routes(self.core, self.journal, self.fetch, monotonic=monotonic),
             *admin_routes(self.admin, self.core.secrets),
         ]
@@ -142,8 +148,16 @@ def open_broker(
         )
         if not create:
             _check_identity(core)
-        broker = Broker(core, Sessions(random))
-        yield Running(core=core, broker=broker, admin=Admin(core), journal=Journal(core), fetch=fetch)
+        sessions, admin = Sessions(random), Admin(core)
+        yield Running(
+            core=core,
+            broker=Broker(core, sessions),
+            guests=Guests(core, sessions),
+            admin=admin,
+            resources=Resources(core, admin),
+            journal=Journal(core),
+            fetch=fetch,
+        )
 
 
 def _appraiser(collateral: Path | None) -> Appraiser:
@@ -158,7 +172,7 @@ def _appraiser(collateral: Path | None) -> Appraiser:
         return appraise
     cache = Cache(collateral)
 
-    def with_collateral(envelope: EvidenceEnvelope, rules: KeyPolicy, /, **given: Any) -> Appraisal:
+    def with_collateral(envelope: EvidenceEnvelope, rules: PolicyBase, /, **given: Any) -> Appraisal:
         return appraise(envelope, rules, collateral=cached_collateral(cache, envelope), **given)
 
     return with_collateral

@@ -15,11 +15,18 @@ from sealwright.appraisal.ear import ear_digest, issue_ear
 from sealwright.appraisal.platform import together
 from sealwright.broker.answers import claim, sweep
 from sealwright.broker.backend import WrapContext
-from sealwright.broker.core import Core, present, refusal
+from sealwright.broker.core import Core, decided, gravest, present, refusal
 from sealwright.broker.form import Form, check_form, parse_form
 from sealwright.broker.ledger import Ticket
 from sealwright.broker.rows import CallerRow, Changes, KeyRow, LeaseRow, RowKey
-from sealwright.broker.sessions import Attested, GivenLease, Session, Sessions, session_name
+from sealwright.broker.sessions import (
+    Attested,
+    GivenLease,
+    Session,
+    Sessions,
+    check_form_of,
+    session_name,
+)
 from sealwright.broker.state import View
 from sealwright.broker.verdict import Verdict, judge
 from sealwright.crypto.encoding import digest
@@ -37,11 +44,8 @@ from sealwright.protocol.kbs import AttestRequest, AuthRequest, LeaseRequest
 from sealwright.protocol.lease import Caller, Callers, Lease, LeasedKey
 from sealwright.protocol.release import Release
 
-TEES: frozenset[str] = frozenset(get_args(PlatformType))  # platforms that can be verified here
+TEES: tuple[PlatformType, ...] = get_args(PlatformType)  # platforms that can be verified here
 T = TypeVar("T")
-
-# DESIGN section 10: where several hold, the first of these.
-_GRAVEST = {code: rank for rank, code in enumerate((65, 10, 13, 12, 11))}
 
 
 class Broker:
@@ -56,7 +60,7 @@ class Broker:
         """Open a session with a fresh nonce.
 
         Raises:
-            AppraisalError: `tee-unsupported`, `keyset-form-required`. UnavailableError: too many sessions.
+            AppraisalError: `tee-unsupported`. UnavailableError: too many sessions.
         """
         return self._decided("auth", {}, lambda _: self._auth(request))
 
@@ -94,25 +98,17 @@ class Broker:
         return self._decided("release", said, lambda known: self._resource(session_id, tenant, kid, known))
 
     def _decided(self, action: str, said: dict[str, object], work: Callable[[dict[str, object]], T]) -> T:
-        """Do `work`, which adds what it learns to its argument; log a refusal before it is raised.
-
-        Of an unknown session nothing was decided: else anyone could fill the log with made-up cookies.
-        """
-        try:
+        """Do `work`, which adds what it learns to its argument; log a refusal before it is raised."""
+        with decided(self._core, action, said):
             return work(said)
-        except SealwrightError as error:
-            if error.code != "session-unknown":
-                self._core.refuse(error, action=action, **said)
-            raise
 
     def _auth(self, request: AuthRequest) -> Session:
-        if request.tee not in TEES:
+        platform = next((one for one in TEES if one == request.tee), None)
+        if platform is None:
             text = f"TEE {request.tee[:32]!r} cannot be verified here"
             raise _not_allowed(text, "tee-unsupported", "auth")
-        if not request.wants_keyset():
-            raise _not_allowed("only the keyset form is served", "keyset-form-required", "auth")
         with self._state.lock:
-            return self._sessions.start(request.tee, self._state.now())
+            return self._sessions.start(platform, self._state.now())
 
     def _attest(self, session_id: str, request: AttestRequest, said: dict[str, object]) -> str:
         with self._state.lock:
@@ -120,6 +116,7 @@ class Broker:
             session = self._sessions.get(session_id, now)
             if session.attested is not None:
                 return session.attested.token
+            check_form_of(session, guest=False)
             nonce, session.nonce = session.nonce, None
             if nonce is None:
                 raise VerificationError(
@@ -190,7 +187,7 @@ class Broker:
             except SealwrightError as error:
                 errors[tenant] = error
         if not verdicts:
-            raise min(errors.values(), key=lambda error: _GRAVEST.get(error.exit_code, len(_GRAVEST)))
+            raise gravest(errors.values())
         return verdicts, errors
 
     def _log_keyset(self, attested: Attested) -> Ticket:

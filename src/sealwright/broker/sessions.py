@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from sealwright.errors import RevokedError, UnavailableError, VerificationError
+from sealwright.evidence.envelope import EvidenceEnvelope, PlatformType
 from sealwright.protocol.enclave_config import EnclaveConfig, TenantList
+from sealwright.protocol.jwe import EcPubkey
+from sealwright.protocol.kbs_guest import HashName, InitData
 from sealwright.protocol.keyset import Keyset
 from sealwright.protocol.lease import Lease
 
@@ -30,6 +33,20 @@ class Attested:
     ear_digest: bytes
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttestedGuest:
+    """What a guest's session proved; the evidence is kept to be appraised again."""
+
+    envelope: EvidenceEnvelope
+    report_data: bytes  # 64 bytes
+    device_nonce: bytes  # 32 bytes
+    init_data: InitData | None
+    tee_pubkey: EcPubkey
+    evidence_digest: bytes
+    token: str
+    ear_digest: bytes
+
+
 @dataclass(slots=True, kw_only=True)
 class GivenLease:
     """A lease as it was answered."""
@@ -44,13 +61,15 @@ class Session:
     """One handshake. `nonce` is None once evidence was sent for it."""
 
     session_id: str
-    tee: str
+    tee: PlatformType
     nonce: bytes | None
     ends: datetime
     attested: Attested | None = None
     leases: dict[str, GivenLease] = field(default_factory=dict)
     releases: dict[str, tuple[bytes, bytes]] = field(default_factory=dict)  # kid: what it rests on, answer
     challenge: bytes = b""  # the nonce, kept for what binds to it
+    hash_name: HashName | None = None  # of report data, where the session is a guest's
+    guest: AttestedGuest | None = None
 
     @property
     def name(self) -> str:
@@ -63,6 +82,16 @@ def session_name(session_id: str) -> str:
     return hashlib.sha256(session_id.encode()).hexdigest()
 
 
+def check_form_of(session: Session, *, guest: bool) -> None:
+    """Prove that a session was opened for this form of attestation. Raises VerificationError: `session-form`."""
+    if (session.hash_name is not None) != guest:
+        raise VerificationError(
+            "the session was opened for the other form of attestation; begin with auth",
+            code="session-form",
+            stage="session",
+        )
+
+
 class Sessions:
     """All open sessions, in order of their age."""
 
@@ -70,9 +99,13 @@ class Sessions:
         self._random = random
         self._limit = limit
         self._open: dict[str, Session] = {}
+        self._tokens: dict[bytes, str] = {}  # SHA-256 of a guest's token: session id
 
-    def start(self, tee: str, now: datetime) -> Session:
+    def start(self, tee: PlatformType, now: datetime, *, hash_name: HashName | None = None) -> Session:
         """Open a session.
+
+        Args:
+            hash_name: of report data, for a guest of Confidential Containers.
 
         Raises:
             UnavailableError: `too-many-sessions`.
@@ -80,7 +113,12 @@ class Sessions:
         self._make_room(now)
         nonce = self._random(32)
         session = Session(
-            session_id=self._random(16).hex(), tee=tee, nonce=nonce, challenge=nonce, ends=now + SESSION_LIFE
+            session_id=self._random(16).hex(),
+            tee=tee,
+            nonce=nonce,
+            challenge=nonce,
+            ends=now + SESSION_LIFE,
+            hash_name=hash_name,
         )
         self._open[session.session_id] = session
         return session
@@ -102,19 +140,42 @@ class Sessions:
             )
         return session
 
+    def attested(self, session: Session, guest: AttestedGuest) -> None:
+        """Remember what a guest's session proved; from now on its token names the session too."""
+        session.guest = guest
+        self._tokens[_token_name(guest.token)] = session.session_id
+
+    def find(self, name: str, now: datetime) -> Session:
+        """Return an open session by its id or by the token it was answered with. Raises as `get`."""
+        return self.get(self._tokens.get(_token_name(name), name), now)
+
+    def is_guest(self, name: str) -> bool:
+        """Say whether a session, by its id or its token, is a guest's; what is not known is none."""
+        session = self._open.get(self._tokens.get(_token_name(name), name))
+        return session is not None and session.hash_name is not None
+
     def end(self, session: Session) -> None:
         """Forget a session."""
-        self._open.pop(session.session_id, None)
+        self._forget(session.session_id)
+
+    def _forget(self, name: str) -> None:
+        session = self._open.pop(name, None)
+        if session is not None and session.guest is not None:
+            self._tokens.pop(_token_name(session.guest.token), None)
 
     def _make_room(self, now: datetime) -> None:
         # An ended session is remembered for another life, to say "ended" rather than "unknown".
         gone = [name for name, session in self._open.items() if now >= session.ends + SESSION_LIFE]
         for name in gone:
-            del self._open[name]
+            self._forget(name)
         if len(self._open) < self._limit:
             return
         for name, session in self._open.items():
-            if session.attested is None or now >= session.ends:
-                del self._open[name]
+            if (session.attested is None and session.guest is None) or now >= session.ends:
+                self._forget(name)
                 return
         raise UnavailableError("too many sessions are open", code="too-many-sessions", stage="session")
+
+
+def _token_name(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()

@@ -81,6 +81,15 @@ _INDEX = Table(
 )
 
 
+# Ciphertexts of resources, by SHA-256; a security row names the one that counts.
+_CONTENTS = Table(
+    "contents",
+    _META,
+    Column("sha256", LargeBinary, primary_key=True),
+    Column("body", LargeBinary, nullable=False),
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
     """Where the database says it stands."""
@@ -206,6 +215,25 @@ class Store:
         query = select(func.count()).select_from(_RECEIPTS).where(_RECEIPTS.c.lease_id == lease_id)
         with self._begin() as db:
             return int(db.execute(query).scalar_one())
+
+    def add_content(self, sha256: bytes, body: bytes) -> None:
+        """Keep the ciphertext of a resource."""
+        with self._begin() as db:
+            db.execute(upsert(_CONTENTS).on_conflict_do_nothing(), [{"sha256": sha256, "body": body}])
+
+    def content(self, sha256: bytes) -> bytes | None:
+        """Return a ciphertext, or None; the caller checks its digest."""
+        with self._begin() as db:
+            found = db.execute(select(_CONTENTS.c.body).where(_CONTENTS.c.sha256 == sha256)).scalar()
+        return found if isinstance(found, bytes) else None
+
+    def keep_contents(self, kept: set[bytes]) -> None:
+        """Forget every ciphertext but those."""
+        with self._begin() as db:
+            there = set(db.execute(select(_CONTENTS.c.sha256)).scalars())
+            gone = [{"s": one} for one in there - kept]
+            if gone:
+                db.execute(delete(_CONTENTS).where(_CONTENTS.c.sha256 == bindparam("s")), gone)
 
     def indexed(self) -> int:
         """Return how many of the log's first entries are in the index."""

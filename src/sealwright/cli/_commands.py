@@ -35,6 +35,7 @@ COMMANDS = {
     "owner-key": Entry("seal", "owner_key", "Make and show the owner's keys."),
     "broker": Entry("broker", "app", "Appraise enclaves, hold keys and release them."),
     "enclave": Entry("enclave", "app", "Serve a sealed model inside an attested enclave."),
+    "image": Entry("image", "app", "Build images, and say what they measure to."),
     "tpm": Entry("tpm", "app", "Enrol TPMs: vouch for attestation keys that were proved to stand in them."),
     "connect": Entry("connect", "command", "Offer an attested model as a local OpenAI endpoint."),
     "receipt": Entry("receipt", "app", "Show and verify receipts of answers."),

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import quote
 
 import typer
 
+from sealwright.cli import resource
+from sealwright.cli._admin import Broker, Json, TokenFile, ask, path_of, read_bytes, read_text
 from sealwright.cli._output import emit
 from sealwright.crypto.encoding import b64url, b64url_decode
-from sealwright.errors import SettingsError, UnavailableError
-
-MAX_INPUT = 4 << 20  # bytes of a policy or manifest
+from sealwright.errors import SettingsError
 
 
 def _group(text: str) -> typer.Typer:
@@ -33,13 +32,11 @@ for _name, _app in {
     "owner": owner,
     "manifest": manifest,
     "decisions": decisions,
+    "resource": resource.app,
 }.items():
     app.add_typer(_app, name=_name)
 
-Broker = Annotated[str, typer.Option(help="URL of the broker.")]
-TokenFile = Annotated[Path, typer.Option(help="File with the admin token.")]
 PolicyFile = Annotated[Path, typer.Option("--policy", help="Policy, YAML (docs/spec/appraisal.md).")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Holder = Annotated[
     Path | None, typer.Option(help="File kept elsewhere with the highest checkpoint: shows rollbacks.")
 ]
@@ -91,6 +88,7 @@ def serve(
     from sealwright.broker import serve as server
     from sealwright.broker.http import Journalist
     from sealwright.broker.service import open_broker
+    from sealwright.cli import _notify
 
     if log_format not in ("text", "json"):
         raise typer.BadParameter("--log-format is text or json")
@@ -104,13 +102,14 @@ def serve(
         shown = f"[{host}]" if ":" in host else host
         root = b64url(running.core.secrets.root_public)
         log("serving", url=f"http://{shown}:{sock.getsockname()[1]}", root=root)
-        server.serve(running.app(log=log), sock, log)
+        with _notify.service(_notify.asked(sock.getsockname()[:2])):
+            server.serve(running.app(log=log), sock, log)
 
 
 @app.command()
 def status(broker: Broker, token_file: TokenFile, as_json: Json = False) -> None:
     """Say how the broker stands: root, log, keys, leases, count mismatches, rollback protection."""
-    found = _ask(broker, token_file, "GET", "/status")
+    found = ask(broker, token_file, "GET", "/status")
     lines = [f"{name:17} {value}" for name, value in found.items() if name != "count_mismatches"]
     mismatches = found.get("count_mismatches") or []
     lines.append(f"{'count mismatches':17} {len(mismatches)}")
@@ -132,14 +131,14 @@ def key_create(
     as_json: Json = False,
 ) -> None:
     """Make a key inside the broker, under a policy."""
-    body = {"tenant": tenant, "kid": kid, "model": model, "policy": _text(policy_file)}
-    _emit_key(_ask(broker, token_file, "POST", "/keys", body), as_json=as_json)
+    body = {"tenant": tenant, "kid": kid, "model": model, "policy": read_text(policy_file)}
+    _emit_key(ask(broker, token_file, "POST", "/keys", body), as_json=as_json)
 
 
 @key.command("list")
 def key_list(broker: Broker, token_file: TokenFile, as_json: Json = False) -> None:
     """List all keys."""
-    found = _ask(broker, token_file, "GET", "/keys")
+    found = ask(broker, token_file, "GET", "/keys")
     lines = [f"{item['kid']:24} {item['tenant']:16} {item['status']}" for item in found["keys"]]
     emit(found, as_json=as_json, lines=lines or ["no keys yet"])
 
@@ -149,7 +148,7 @@ def key_status(
     kid: Annotated[str, typer.Argument()], broker: Broker, token_file: TokenFile, as_json: Json = False
 ) -> None:
     """Show one key: policy, admitted manifest, whether it is revoked."""
-    _emit_key(_ask(broker, token_file, "GET", f"/keys/{_path(kid)}"), as_json=as_json)
+    _emit_key(ask(broker, token_file, "GET", f"/keys/{path_of(kid)}"), as_json=as_json)
 
 
 @key.command("revoke")
@@ -157,7 +156,7 @@ def key_revoke(
     kid: Annotated[str, typer.Argument()], broker: Broker, token_file: TokenFile, as_json: Json = False
 ) -> None:
     """Release a key no more. An enclave that has it keeps it until its lease ends."""
-    _emit_key(_ask(broker, token_file, "POST", f"/keys/{_path(kid)}/revoke"), as_json=as_json)
+    _emit_key(ask(broker, token_file, "POST", f"/keys/{path_of(kid)}/revoke"), as_json=as_json)
 
 
 @policy.command("set")
@@ -169,8 +168,8 @@ def policy_set(
     as_json: Json = False,
 ) -> None:
     """Give a key another policy; it decides from the next request on."""
-    body = {"policy": _text(policy_file)}
-    _emit_key(_ask(broker, token_file, "POST", f"/keys/{_path(kid)}/policy", body), as_json=as_json)
+    body = {"policy": read_text(policy_file)}
+    _emit_key(ask(broker, token_file, "POST", f"/keys/{path_of(kid)}/policy", body), as_json=as_json)
 
 
 @manifest.command("admit")
@@ -186,10 +185,10 @@ def manifest_admit(
     as_json: Json = False,
 ) -> None:
     """Make a signed manifest the one that a key may open."""
-    body: dict[str, object] = {"envelope": b64url(_bytes(envelope)), "force": force}
+    body: dict[str, object] = {"envelope": b64url(read_bytes(envelope)), "force": force}
     if owner_key is not None:
         body["owner_key"] = owner_key
-    _emit_key(_ask(broker, token_file, "POST", f"/keys/{_path(kid)}/manifest", body), as_json=as_json)
+    _emit_key(ask(broker, token_file, "POST", f"/keys/{path_of(kid)}/manifest", body), as_json=as_json)
 
 
 @owner.command("add")
@@ -203,7 +202,7 @@ def owner_add(
     """Admit manifests signed by one more key of the owner."""
     b64url_decode(owner_key, length=32, error=SettingsError)
     body = {"key": owner_key}
-    found = _ask(broker, token_file, "POST", f"/tenants/{_path(tenant)}/owners", body)
+    found = ask(broker, token_file, "POST", f"/tenants/{path_of(tenant)}/owners", body)
     emit(found, as_json=as_json, lines=[f"owner key  {found['key_id']} of {tenant}"])
 
 
@@ -216,7 +215,7 @@ def caller_add(
     as_json: Json = False,
 ) -> None:
     """Let someone ask enclaves for answers. The credential is shown once and kept as a digest."""
-    found = _ask(broker, token_file, "POST", f"/tenants/{_path(tenant)}/callers", {"caller": name})
+    found = ask(broker, token_file, "POST", f"/tenants/{path_of(tenant)}/callers", {"caller": name})
     emit(found, as_json=as_json, lines=[str(found["credential"])])
 
 
@@ -225,7 +224,7 @@ def caller_list(
     tenant: Annotated[str, typer.Argument()], broker: Broker, token_file: TokenFile, as_json: Json = False
 ) -> None:
     """List the callers of a tenant."""
-    found = _ask(broker, token_file, "GET", f"/tenants/{_path(tenant)}/callers")
+    found = ask(broker, token_file, "GET", f"/tenants/{path_of(tenant)}/callers")
     emit(found, as_json=as_json, lines=found["callers"] or ["no callers yet"])
 
 
@@ -238,7 +237,7 @@ def caller_remove(
     as_json: Json = False,
 ) -> None:
     """Take a caller out; enclaves learn it with their next lease."""
-    found = _ask(broker, token_file, "DELETE", f"/tenants/{_path(tenant)}/callers/{_path(name)}")
+    found = ask(broker, token_file, "DELETE", f"/tenants/{path_of(tenant)}/callers/{path_of(name)}")
     emit(found, as_json=as_json, lines=[f"removed  {name} of {tenant}"])
 
 
@@ -250,51 +249,13 @@ def decisions_list(
     as_json: Json = False,
 ) -> None:
     """List the newest decisions, opened."""
-    found = _ask(broker, token_file, "GET", f"/decisions?limit={limit}")
+    found = ask(broker, token_file, "GET", f"/decisions?limit={limit}")
     lines = [
         f"{item['index']:>6}  {item['at']}  {item['verdict']:6}  {item['action']:20} "
         f"{item.get('code', ''):24} {item.get('kid', item.get('tenant', ''))}"
         for item in found["decisions"]
     ]
     emit(found, as_json=as_json, lines=lines or ["no decisions yet"])
-
-
-def _ask(broker: str, token_file: Path, method: str, path: str, body: Any = None) -> dict[str, Any]:
-    from sealwright.client.admin import AdminClient
-
-    with AdminClient(broker, _token(token_file)) as client:
-        return client.ask(method, path, body)
-
-
-def _token(path: Path) -> str:
-    token = _text(path).strip()
-    if not token or not token.isascii() or not token.isprintable():
-        raise SettingsError(f"{path} does not hold a token", code="malformed-admin-token")
-    return token
-
-
-def _path(name: str) -> str:
-    return quote(name, safe="")
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_INPUT + 1)
-    except OSError as exc:
-        raise UnavailableError(
-            f"cannot read {path}: {exc.strerror}", code="input-unreadable", stage="arguments"
-        ) from exc
-    if len(raw) > MAX_INPUT:
-        raise SettingsError(f"{path} is over the limit of {MAX_INPUT} bytes", code="too-large")
-    return raw
-
-
-def _text(path: Path) -> str:
-    try:
-        return _bytes(path).decode("utf-8")
-    except UnicodeDecodeError:
-        raise SettingsError(f"{path} is not UTF-8", code="malformed") from None
 
 
 def _emit_key(found: dict[str, Any], *, as_json: bool) -> None:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import typer
 import uvicorn
 
+from sealwright.cli import _notify
 from sealwright.cli._output import emit, note
 from sealwright.client.connect import LocalEndpoint, Upstream
 from sealwright.client.httpx_transport import async_http_client, http_client
@@ -52,7 +53,8 @@ def command(
     upstream = Upstream(client=async_http_client(trust=trust), url=origin, credential=credential)
     endpoint = LocalEndpoint(upstream, ReceiptStore(receipts), token=token, hosts=_names(host, port))
     config = uvicorn.Config(endpoint.app, log_level="warning", access_log=False, server_header=False)
-    uvicorn.Server(config).run(sockets=[bound])
+    with _notify.service(_notify.asked((host, port), {"authorization": f"Bearer {token}"}), ready="/healthz"):
+        uvicorn.Server(config).run(sockets=[bound])
 
 
 def _origin(url: str) -> str:

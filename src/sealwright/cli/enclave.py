@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sealwright.cli import _notify
 from sealwright.cli._output import emit, note
 from sealwright.crypto.canonical import parse_json
 from sealwright.crypto.document import Document, validated
@@ -264,7 +265,7 @@ def _serve_until_ended(running: Any, address: tuple[str, int], platform: str, *,
                 f"serving   http://{address[0]}:{address[1]}",
             ],
         )
-        with _terminated_like_interrupted():
+        with _terminated_like_interrupted(), _notify.service(_notify.asked(address[:2])):
             code = running.wait()
     except KeyboardInterrupt:
         note("ending: waiting for requests under way, and for receipts to be logged")

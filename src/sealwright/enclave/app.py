@@ -47,13 +47,25 @@ class Bucket:
 
 
 class EnclaveApp:
-    """Serves `/healthz`, attestation, and the gateway around `inner`."""
+    """Serves `/healthz`, `/readyz`, attestation, and the gateway around `inner`."""
 
     def __init__(
-        self, enclave: Enclave, inner: App, *, note: Note, elapsed: Callable[[], float] = boottime
+        self,
+        enclave: Enclave,
+        inner: App,
+        *,
+        note: Note,
+        ready: Callable[[], str],
+        elapsed: Callable[[], float] = boottime,
     ) -> None:
-        """Args: inner: sees only opened requests of authenticated callers."""
+        """Serve.
+
+        Args:
+            inner: sees only opened requests of authenticated callers.
+            ready: why no request could be answered now, as a code; empty: one could.
+        """
         self._enclave = enclave
+        self._ready = ready
         self._note = note
         self._quotes = Bucket(QUOTES_PER_S, QUOTES_AT_ONCE, clock=elapsed)
         self._gateway = OhttpApp(
@@ -72,6 +84,8 @@ class EnclaveApp:
         path = scope["path"]
         if path == "/healthz":
             await self._health(send)
+        elif path == "/readyz":
+            await self._readiness(send)
         elif path not in (ATTESTATION_PATH, GATEWAY_PATH):
             await _problem(send, 404, "not-found")
         elif self._enclave.stopped:
@@ -85,6 +99,11 @@ class EnclaveApp:
         stopped = self._enclave.stopped
         text = f"stopped: {stopped}\n" if stopped else "serving\n"
         await _answer(send, 503 if stopped else 200, b"text/plain; charset=utf-8", text.encode())
+
+    async def _readiness(self, send: Send) -> None:
+        why = self._ready()
+        text = f"not ready: {why}\n" if why else "ready\n"
+        await _answer(send, 503 if why else 200, b"text/plain; charset=utf-8", text.encode())
 
     async def _attestation(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["method"] != "POST":

@@ -103,6 +103,16 @@ class Enclave:
         grants = [lease.grant for lease in self._leases.values() if not lease.stopped]
         return authenticate(headers, [grant.callers for grant in grants])
 
+    def in_force(self) -> list[str]:
+        """Return the tenants whose lease is in force now, by enclave time."""
+        now = self.clock.now()
+        found = []
+        for tenant, lease in self._leases.items():
+            with contextlib.suppress(RevokedError):
+                lease.check(now)
+                found.append(tenant)
+        return found
+
     @contextlib.contextmanager
     def answering(self) -> Iterator[None]:
         """Count an answer in the making, and keep room for its receipt.

@@ -1,1 +1,1 @@
-"""Guest images: built reproducibly, measured without a boot, and what runs inside them."""
+"""Images, built from pinned files alone: of guests and of containers."""

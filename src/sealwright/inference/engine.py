@@ -162,6 +162,11 @@ class Engine:
         self._process: EngineProcess | None = None
         self._supervisor: asyncio.Task[None] | None = None
 
+    @property
+    def up(self) -> bool:
+        """Whether a process with the model loaded is there to answer."""
+        return self._process is not None and not self._process.ended.is_set()
+
     async def start(self) -> None:
         """Load the model.
 

@@ -81,7 +81,12 @@ async def serve(workload: Workload, zygote: Zygote, *, stop: asyncio.Event, note
     enclave = _enclave(workload, config, payload, note)
     opened = await asyncio.to_thread(_open_models, enclave, workload.extra_fds, payload, config)
     models = await _start_engines(opened, zygote, config, note)
-    app = EnclaveApp(enclave, ChatService(enclave, models, note=note), note=note)
+    app = EnclaveApp(
+        enclave,
+        ChatService(enclave, models, note=note),
+        note=note,
+        ready=lambda: "ending" if stop.is_set() else not_ready(enclave, models),
+    )
     keeping = asyncio.create_task(enclave.keep(partial(_stop_tenant, models)), name="leases")
     keeping.add_done_callback(partial(_keeper_ended, stop=stop, note=note))
     note("serving", models=len(models), config_digest=config.digest().hex())
@@ -93,6 +98,20 @@ async def serve(workload: Workload, zygote: Zygote, *, stop: asyncio.Event, note
             await model.engine.close()
         await enclave.flush()
     note("ended")
+
+
+def not_ready(enclave: Enclave, models: Mapping[tuple[str, str], ServedModel]) -> str:
+    """Return why no tenant can be answered now, as a code; empty: one that holds a lease has all its engines.
+
+    One tenant's revoked lease does not take the enclave away from the others.
+    """
+    if enclave.stopped:
+        return enclave.stopped
+    in_force = enclave.in_force()
+    if not in_force:
+        return "no-lease"
+    down = {tenant for (tenant, _), model in models.items() if not model.engine.up}
+    return "" if set(in_force) - down else "engine-unavailable"
 
 
 async def _serve_http(app: EnclaveApp, listener: socket.socket, stop: asyncio.Event) -> None:

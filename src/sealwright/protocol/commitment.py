@@ -17,10 +17,13 @@ MAX_FIELDS = 64
 
 
 class LogEntry(Document):
-    """What the log holds of a receipt, a keyset or a decision: a commitment, nothing to guess from."""
+    """What the log holds of a receipt, a keyset or a decision: a commitment, nothing to guess from.
+
+    Reference values are public: their commitment is the digest of the document itself.
+    """
 
     commitment: Digest
-    type: Literal["receipt", "keyset", "decision"]
+    type: Literal["receipt", "keyset", "decision", "reference-values"]
 
 
 class Leaf(Record):

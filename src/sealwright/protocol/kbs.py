@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from sealwright.crypto.canonical import parse_json
-from sealwright.crypto.document import Bytes, Count, Document, Name, Record, validated
+from sealwright.crypto.document import Bytes, Count, Name, Record, validated
 from sealwright.errors import MessageFormatError
 from sealwright.protocol.enclave_config import TenantList
 from sealwright.protocol.keyset import TeePubkey
@@ -94,7 +94,13 @@ class LeaseRequest(_Message):
     answers: Count
 
 
-def parse_message(cls: type[Document] | type[_Message], raw: bytes, *, limit: int) -> Any:
+def is_keyset_form(said: object) -> bool:
+    """Say whether a decoded attestation is in our keyset form, rather than a guest's of Confidential Containers."""
+    runtime = said.get("runtime-data") if isinstance(said, dict) else None
+    return isinstance(runtime, dict) and "sealwright" in runtime
+
+
+def parse_message(cls: type[Record], raw: bytes, *, limit: int) -> Any:
     """Return the message in `raw`, bounded by `limit` bytes.
 
     Raises:

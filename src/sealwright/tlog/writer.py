@@ -93,6 +93,12 @@ class LogWriter:
         """Return the proof of entry `index` under the latest checkpoint. ValueError: no such entry."""
         return self._log.prove(index)
 
+    def check_writable(self) -> None:
+        """Say whether entries are still taken. Raises UnavailableError: `log-closed`."""
+        with self._changed:
+            if self._closed:
+                raise _closed()
+
     def close(self) -> None:
         """Write what is queued, and release the log."""
         with self._changed:

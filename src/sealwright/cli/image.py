@@ -1,0 +1,29 @@
+"""`sealwright image`: images of guests and containers."""
+
+from __future__ import annotations
+
+import typer
+
+from sealwright.cli.image_build import build
+from sealwright.cli.image_eif import eif
+from sealwright.cli.image_oci import oci, oci_verify
+from sealwright.cli.image_predict import predict
+
+app = typer.Typer(
+    help="Build images, and say what they measure to.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback()
+def _group() -> None:
+    """Build images, and say what they measure to."""
+
+
+app.command("build")(build)
+app.command("oci")(oci)
+app.command("oci-verify")(oci_verify)
+app.command("eif")(eif)
+app.command("predict")(predict)

@@ -1,0 +1,42 @@
+"""`sealwright image build`: a guest image, measured from firmware to workload."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sealwright.cli._output import emit, note
+
+_FILE = {"exists": True, "dir_okay": False}
+_FOLDER = {"exists": True, "file_okay": False}
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def build(
+    lock: Annotated[Path, typer.Option(help="The packages by digest: deploy/oci/lock.json.", **_FILE)],
+    packages: Annotated[Path, typer.Option(metavar="DIR", help="The files that the lock names.", **_FOLDER)],
+    wheel: Annotated[Path, typer.Option(help="Sealwright's own wheel.", **_FILE)],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the image goes; empty or absent.")],
+    name: Annotated[str, typer.Option(help="Name of the image.")] = "chat",
+    as_json: Json = False,
+) -> None:
+    """Build a guest image from pinned packages: the same bytes wherever it is built. Needs no root."""
+    from sealwright.image.guestimage import build_guest
+    from sealwright.image.ocilock import read_lock
+
+    made = build_guest(
+        read_lock(lock), packages, wheel, out, name=name, say=lambda text: note(f"image: {text}")
+    )
+    sizes = {file.name: file.size for file in made.files}
+    emit(
+        made.to_json(),
+        as_json=as_json,
+        lines=[
+            f"root hash     {made.root_hash.hex()}",
+            f"kernel        {made.kernel}",
+            *(f"{file.name:14}{file.sha256.hex()}  {sizes[file.name]:>12,} bytes" for file in made.files),
+            f"next:  sealwright image predict {out} --platform tpm",
+        ],
+    )
