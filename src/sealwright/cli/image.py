@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from sealwright.cli.image_boot import boot, config_disk
 from sealwright.cli.image_build import build
 from sealwright.cli.image_eif import eif
 from sealwright.cli.image_oci import oci, oci_verify
@@ -23,6 +24,8 @@ def _group() -> None:
 
 
 app.command("build")(build)
+app.command("config-disk")(config_disk)
+app.command("boot")(boot)
 app.command("oci")(oci)
 app.command("oci-verify")(oci_verify)
 app.command("eif")(eif)

@@ -154,7 +154,7 @@ def stage(folder: Path) -> Iterator[Stage]:
     keys = quietly(lambda: SecureBootKeys(folder / "keys"))
     variables = keys.variables(folder / "variables")
     uki = keys.sign(image / "guest.efi", folder / "guest.signed.efi")
-    disk = with_boot_file(image / "disk.raw", uki, folder / "disk.raw")
+    disk = with_boot_file(image, uki, folder / "disk.raw")
     tpm = folder / "tpm"
     tpm.mkdir()
     manufacture(tpm)

@@ -86,8 +86,8 @@ def test_what_firmware_or_verity_stops_does_not_start(made: Stage, good: Good, t
     (root,) = (one for one in partitions(made.disk) if one.name == "sealwright-root")
     stranger = quietly(lambda: SecureBootKeys(tmp_path / "stranger"))
     foreign = stranger.sign(made.image / "guest.efi", tmp_path / "foreign.efi")
-    unsigned = with_boot_file(made.disk, made.image / "guest.efi", tmp_path / "unsigned.raw")
-    foreign_disk = with_boot_file(made.disk, foreign, tmp_path / "foreign.raw")
+    unsigned = with_boot_file(made.image, made.image / "guest.efi", tmp_path / "unsigned.raw")
+    foreign_disk = with_boot_file(made.image, foreign, tmp_path / "foreign.raw")
     changed = flipped(made.disk, root.first * SECTOR + 8, tmp_path / "changed.raw")
     two = (made.config_disk(tmp_path / "one"), made.config_disk(tmp_path / "two"))
     cases = [

@@ -39,7 +39,7 @@ def test_another_config_boots_and_gets_no_key(made: Stage, tmp_path: Path) -> No
 
 def ended(made: Stage, uki: Path, name: str, **changes: object) -> str:
     """Boot an image until its machine ends by itself; return its console."""
-    disk = with_boot_file(made.disk, uki, made.folder / f"{name}.raw")
+    disk = with_boot_file(made.image, uki, made.folder / f"{name}.raw")
     with quietly(made.machine(name, disk=disk, **changes).booted) as guest:
         guest.wait(BOOT_S)
         return guest.console

@@ -32,30 +32,3 @@ INITRD_FILES = (
     "image/guest/tdreport.py",
     "image/guest/verity.py",
 )
-
-# Drivers and file systems that a guest needs beyond what Debian's kernel has built in, without what they need in turn.
-# One whose device is not there is no failure. tests/image/boot shows the list to be enough under QEMU.
-MODULES = (
-    "configfs",
-    "tsm",
-    "sev-guest",
-    "tdx-guest",
-    "nvme",
-    "virtio_blk",
-    "virtio_scsi",
-    "sd_mod",
-    "virtio_net",
-    "gve",
-    "ena",
-    "hv_storvsc",
-    "hv_netvsc",
-    "virtio-rng",
-    "dm-mod",
-    "dm-verity",
-    "squashfs",
-    "nf_tables",
-    "nf_conntrack",
-    "nft_ct",
-    "button",
-    "evdev",
-)
