@@ -195,6 +195,8 @@ def _squash(tree: Tree, place: Path, lock: Lock, toolbox: Toolbox) -> None:
         "-quiet",
     ]
     options += ["-no-progress", "-no-xattrs", "-reproducible", "-mkfs-time", str(lock.seconds)]
+    # The archive has no entry of its root, which would else have this machine's time and mask.
+    options += ["-root-mode", "755", "-root-uid", "0", "-root-gid", "0", "-root-time", str(lock.seconds)]
     with packed.open("rb") as archive:
         toolbox.run("usr/bin/mksquashfs", ["-", str(place), *options], stdin=archive)
     packed.unlink()

@@ -73,7 +73,7 @@ def test_a_disk_is_written_and_its_files_are_found_again(world: World, tmp_path:
 
 
 def test_what_does_not_belong_together_is_not_written(world: World, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError) as caught:
+    with pytest.raises(VerificationError) as caught:
         config_disk(world, artefacts={})
     assert caught.value.code == "artefact-missing"
     with pytest.raises(VerificationError) as other:
