@@ -5,6 +5,8 @@ from __future__ import annotations
 import typer
 
 from sealwright.cli.image_build import build, sign_disk
+from sealwright.cli.image_boot import boot, config_disk
+from sealwright.cli.image_build import build
 from sealwright.cli.image_eif import eif
 from sealwright.cli.image_oci import oci, oci_verify
 from sealwright.cli.image_predict import predict
@@ -24,6 +26,8 @@ def _group() -> None:
 
 app.command("build")(build)
 app.command("sign-disk")(sign_disk)
+app.command("config-disk")(config_disk)
+app.command("boot")(boot)
 app.command("oci")(oci)
 app.command("oci-verify")(oci_verify)
 app.command("eif")(eif)

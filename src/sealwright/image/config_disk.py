@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from sealwright.crypto.canonical import parse_json
 from sealwright.enclave.artefacts import EnclavePayload
-from sealwright.errors import SettingsError, UnavailableError
+from sealwright.errors import SettingsError, UnavailableError, VerificationError
 from sealwright.image.guest import configdisk
 from sealwright.image.guest.network import GuestNetwork
 from sealwright.protocol.enclave_config import MAX_CONFIG, EnclaveConfig, TenantList
@@ -46,8 +46,8 @@ class ConfigDisk:
         """Put together what an enclave is given, with the manifest beside each sealed artefact.
 
         Raises:
-            SettingsError: the config or a manifest is not in its format; `artefact-missing`: the lists name another.
-            VerificationError: `tenant-list-mismatch`.
+            SettingsError: the config or a manifest is not in its format.
+            VerificationError: `tenant-list-mismatch`; `artefact-missing`: the lists name other artefacts.
         """
         parsed = EnclaveConfig.parse(config, limit=MAX_CONFIG, error=SettingsError)
         manifests = {
@@ -57,7 +57,7 @@ class ConfigDisk:
         payload.check(parsed)
         wanted = {entry.kid for opened in lists for entry in opened.artefacts}
         if wanted != artefacts.keys():
-            raise SettingsError(
+            raise VerificationError(
                 f"the tenant lists name {', '.join(sorted(wanted))}: give exactly these artefacts",
                 code="artefact-missing",
                 stage="config-disk",

@@ -49,7 +49,8 @@ MODULES = [
     "nf_tables",
     "nft_ct",
     "nf_conntrack",
-    "loop",
+    "button",
+    "evdev",
 ]
 # In some kernels these are built in.
 MAY_BE_BUILT_IN = [
@@ -72,7 +73,8 @@ MAY_BE_BUILT_IN = [
     "tdx_guest",
     "tpm_crb",
     "tpm_tis",
-    "loop",
+    "button",
+    "evdev",
     "dm_mod",
     "squashfs",
 ]

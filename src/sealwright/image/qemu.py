@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import subprocess
@@ -63,6 +64,12 @@ class Machine:
         command += ["-m", str(self.memory_mib), "-smp", str(self.cpus)]
         command += ["-chardev", f"file,id=console,path={folder / 'console'}", "-serial", "chardev:console"]
         command += ["-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng"]
+        command += [
+            "-chardev",
+            f"socket,id=qmp,path={folder / 'qmp'},server=on,wait=off",
+            "-mon",
+            "qmp,mode=control",
+        ]
         command += self._boot() + self._tpm(folder) + self._network()
         for at, disk in enumerate(self.disks):
             command += ["-drive", f"file={disk},format=raw,if=none,id=disk{at},readonly=on"]
@@ -146,6 +153,17 @@ class Booted:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             raise _late(f"the guest has not ended: {self.last_lines()}") from None
+
+    def press_power_button(self) -> None:
+        """Ask the machine to end, as clouds do. QEMU Machine Protocol."""
+        with closing(socket.socket(socket.AF_UNIX)) as monitor:
+            monitor.settimeout(_SOCKET_S)
+            monitor.connect(str(self.folder / "qmp"))
+            with monitor.makefile("rwb", buffering=0) as lines:
+                for command in ("qmp_capabilities", "system_powerdown"):
+                    lines.readline()
+                    lines.write(json.dumps({"execute": command}).encode() + b"\n")
+                lines.readline()
 
     def last_lines(self, count: int = 8) -> str:
         """Return the console's last lines as one."""

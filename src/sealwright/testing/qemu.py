@@ -20,10 +20,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from sealwright.errors import UnavailableError
 from sealwright.image import qemu
 from sealwright.image.guest import blocks, gpt
+from sealwright.image.guestimage import resigned_disk
 from sealwright.testing.software import FakePlatformWarning
 
-BOOT_FILE = "::EFI/BOOT/BOOTX64.EFI"
-ESP = "esp"  # name of the partition with the boot file
 _OWNER = "5ea1a771-9117-4b0a-9d5e-0123456789ab"  # GUID that signatures of ours carry
 _LIFE = timedelta(days=30)
 
@@ -35,7 +34,6 @@ def missing_programs() -> list[str]:
         qemu.SWTPM: "swtpm",
         "swtpm_setup": "swtpm-tools",
         "sbsign": "sbsigntool",
-        "mcopy": "mtools",
     }
     found = [package for program, package in wanted.items() if shutil.which(program) is None]
     if not (qemu.FIRMWARE / qemu.NO_KEYS).exists():
@@ -111,20 +109,17 @@ class TestMachine:
         )
 
 
-def with_boot_file(disk: Path, uki: Path, out: Path) -> Path:
-    """Write a copy of an image's disk whose ESP has `uki` as its boot file; return `out`."""
-    shutil.copyfile(disk, out)
-    esp = partition(disk, ESP)
-    _run(["mcopy", "-o", "-i", f"{out}@@{esp.first * gpt.SECTOR}", str(uki), BOOT_FILE])
+def with_boot_file(image: Path, uki: Path, out: Path) -> Path:
+    """Write the disk of a built image with `uki` as its boot file; return `out`."""
+    with out.open("w+b") as file:
+        resigned_disk(image, uki.read_bytes(), file)
     return out
 
 
-def partition(disk: Path, name: str) -> gpt.Partition:
-    """Return a partition of a disk image by its name."""
+def partitions(disk: Path) -> tuple[gpt.Partition, ...]:
+    """Return the partitions of a disk image."""
     with blocks.reading(disk) as read:
-        table = gpt.read_gpt(read, disk.stat().st_size // gpt.SECTOR)
-    (found,) = (one for one in table if one.name == name)
-    return found
+        return gpt.read_gpt(read, disk.stat().st_size // gpt.SECTOR)
 
 
 def _certificate(key: rsa.RSAPrivateKey, name: str) -> x509.Certificate:

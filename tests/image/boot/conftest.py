@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,6 +11,17 @@ from tests.image.boot.support import BOOT_S, Stage, quietly, stage
 
 from sealwright.image.qemu import Booted
 from sealwright.testing.qemu import TestMachine
+
+LONG = "SEALWRIGHT_LONG"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the boots that take minutes each, unless they are asked for."""
+    if os.environ.get(LONG):
+        return
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.skip(reason=f"{LONG} is not set: make test-image-long"))
 
 
 @dataclass(frozen=True, kw_only=True)

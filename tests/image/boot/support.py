@@ -18,6 +18,7 @@ import httpx2
 import pytest
 from tests.enclave.support import KID, World
 
+from sealwright.appraisal.policy import TrustFile
 from sealwright.cli import main
 from sealwright.client.httpx_transport import transport
 from sealwright.crypto.encoding import b64url
@@ -93,6 +94,11 @@ class GuestWorld(World):
             "minimum_firmware": "00" * 8,
         }
 
+    def trust(self) -> TrustFile:
+        """Return what clients trust: these registers, and exactly the configs of these tests."""
+        digests = [self.guest_config().digest().hex(), self.config().digest().hex()]
+        return TrustFile.from_json({**super().trust().to_json(), "config": {"digests": digests}})
+
     def guest_config(self, **changes: Any) -> EnclaveConfig:
         """Return a config for a guest, to whom this machine is QEMU's gateway."""
         broker = {"url": f"http://{qemu.GUEST_GATEWAY}:{self.peer[1]}", "root": b64url(self.broker_root)}
@@ -148,7 +154,7 @@ def stage(folder: Path) -> Iterator[Stage]:
     keys = quietly(lambda: SecureBootKeys(folder / "keys"))
     variables = keys.variables(folder / "variables")
     uki = keys.sign(image / "guest.efi", folder / "guest.signed.efi")
-    disk = with_boot_file(image / "disk.raw", uki, folder / "disk.raw")
+    disk = with_boot_file(image, uki, folder / "disk.raw")
     tpm = folder / "tpm"
     tpm.mkdir()
     manufacture(tpm)

@@ -19,7 +19,7 @@ from tests.image.boot.support import Stage, client, quietly
 
 from sealwright.client.receipts import receipt_of
 from sealwright.image.guest.gpt import SECTOR
-from sealwright.testing.qemu import SecureBootKeys, TestMachine, partition, with_boot_file
+from sealwright.testing.qemu import SecureBootKeys, TestMachine, partitions, with_boot_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 REFUSED_S = 300.0  # until a machine that is not to start has ended, or shows why
@@ -83,11 +83,11 @@ def flipped(disk: Path, at: int, out: Path) -> Path:
 
 def test_what_firmware_or_verity_stops_does_not_start(made: Stage, good: Good, tmp_path: Path) -> None:
     """A changed root, an unsigned image, one of a stranger's key, two config disks: booted, two at a time."""
-    root = partition(made.disk, "sealwright-root")
+    (root,) = (one for one in partitions(made.disk) if one.name == "sealwright-root")
     stranger = quietly(lambda: SecureBootKeys(tmp_path / "stranger"))
     foreign = stranger.sign(made.image / "guest.efi", tmp_path / "foreign.efi")
-    unsigned = with_boot_file(made.disk, made.image / "guest.efi", tmp_path / "unsigned.raw")
-    foreign_disk = with_boot_file(made.disk, foreign, tmp_path / "foreign.raw")
+    unsigned = with_boot_file(made.image, made.image / "guest.efi", tmp_path / "unsigned.raw")
+    foreign_disk = with_boot_file(made.image, foreign, tmp_path / "foreign.raw")
     changed = flipped(made.disk, root.first * SECTOR + 8, tmp_path / "changed.raw")
     two = (made.config_disk(tmp_path / "one"), made.config_disk(tmp_path / "two"))
     cases = [
@@ -110,3 +110,10 @@ def test_the_model_is_what_was_sealed(made: Stage) -> None:
     disk = (made.folder / "good" / "config").read_bytes()
     assert made.world.model[:1024] not in disk
     assert sha256(made.world.artefact.read_bytes()).digest() != sha256(made.world.model).digest()
+
+
+def test_the_power_button_ends_it_in_order(good: Good) -> None:
+    """Last of all: the enclave logs its receipts, and the machine goes off."""
+    good.guest.press_power_button()
+    good.guest.wait(REFUSED_S)
+    assert "sealwright: enclave: ended with exit code 0\n" in good.guest.console

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -249,6 +250,51 @@ def test_an_initrd_that_is_not_process_1_ends_with_its_line(tmp_path: Path) -> N
     done = bare(copied(tmp_path), "from sealwright.image.guest.initrd import main; main()")
     assert done.returncode != 0
     assert "sealwright: mounts: guest-step-failed: " in done.stderr
+
+
+def loaded(folder: Path, answers: dict[str, OSError]) -> list[str]:
+    """Return which modules of a list were asked for, in order, on a kernel that answers so."""
+    (folder / "sealwright.list").write_text("a.ko\nb.ko.xz\nc.ko\n")
+    asked: list[str] = []
+
+    def load(path: str) -> None:
+        asked.append(Path(path).relative_to(folder).as_posix())
+        if asked[-1] in answers:
+            raise answers[asked[-1]]
+
+    with ending.step("modules"):
+        initrd.load_modules(folder / "sealwright.list", load)
+    return asked
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {},
+        {"a.ko": OSError(errno.ENODEV, "no device")},
+        {"a.ko": OSError(errno.ENODEV, "no device"), "b.ko.xz": OSError(errno.ENOENT, "unknown symbol")},
+    ],
+)
+def test_modules_are_loaded_in_order(tmp_path: Path, answers: dict[str, OSError]) -> None:
+    assert loaded(tmp_path, answers) == ["a.ko", "b.ko.xz", "c.ko"]
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {"a.ko": OSError(errno.EKEYREJECTED, "not signed")},
+        {"a.ko": OSError(errno.ENOENT, "unknown symbol")},
+        {
+            "a.ko": OSError(errno.ENODEV, "no device"),
+            "b.ko.xz": FileNotFoundError(errno.ENOENT, "no file", "b.ko.xz"),
+        },
+    ],
+)
+def test_a_module_that_is_refused_stops_the_start(tmp_path: Path, answers: dict[str, OSError]) -> None:
+    with pytest.raises(UnavailableError) as caught:
+        loaded(tmp_path, answers)
+    assert refused(caught) == ("modules", "guest-step-failed")
+    assert ".ko" in str(caught.value)
 
 
 def test_the_digest_is_that_of_the_bytes() -> None:

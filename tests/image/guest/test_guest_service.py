@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import warnings
 from pathlib import Path
 
@@ -11,11 +12,10 @@ import pytest
 from tests.enclave.support import KID, World
 from tests.image.guest.test_guest_network import network
 
-from sealwright.cli import main
 from sealwright.enclave.artefacts import EnclavePayload
 from sealwright.errors import FormatError, SettingsError, UnavailableError, VerificationError
 from sealwright.image.config_disk import ConfigDisk
-from sealwright.image.guest import harden, init, service
+from sealwright.image.guest import harden, init, power, service
 from sealwright.image.guest.blocks import reading
 from sealwright.image.guest.configdisk import Member, index
 from sealwright.image.guest.handover import Handover
@@ -73,7 +73,7 @@ def test_a_disk_is_written_and_its_files_are_found_again(world: World, tmp_path:
 
 
 def test_what_does_not_belong_together_is_not_written(world: World, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError) as caught:
+    with pytest.raises(VerificationError) as caught:
         config_disk(world, artefacts={})
     assert caught.value.code == "artefact-missing"
     with pytest.raises(VerificationError) as other:
@@ -213,5 +213,24 @@ def test_a_path_that_is_a_device_is_refused() -> None:
         FileReader(Path("/dev/null"))
 
 
-def test_the_command_line_writes_a_disk(world: World, tmp_path: Path) -> None:
-    assert main(["enclave", "--help"]) == 0
+def event(*fields: int) -> bytes:
+    return struct.pack("=qqHHi", 0, 0, *fields)
+
+
+def test_the_power_button_is_found_and_heard(tmp_path: Path) -> None:
+    for name, text in (("event0", "AT keyboard"), ("event1", "Power Button"), ("mouse0", "Power Button")):
+        (tmp_path / name / "device").mkdir(parents=True)
+        (tmp_path / name / "device" / "name").write_text(f"{text}\n")
+    (tmp_path / "event2").mkdir()
+    assert power.buttons(tmp_path, Path("/dev/input")) == [Path("/dev/input/event1")]
+    assert power.buttons(tmp_path / "nowhere") == []
+    fifo = tmp_path / "button"
+    os.mkfifo(fifo)
+    heard: list[bool] = []
+    keep = os.open(fifo, os.O_RDWR)
+    os.write(keep, event(1, 30, 1) + event(1, 116, 0) + event(1, 116, 1))
+    power.watch([fifo], lambda: heard.append(True))
+    assert heard == [True]
+    os.close(keep)
+    power.watch([], lambda: heard.append(False))
+    assert heard == [True]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from sealwright.errors import SettingsError, UnavailableError
-from sealwright.image.guest import firewall, harden, linux, service
+from sealwright.image.guest import firewall, harden, linux, power, service
 from sealwright.image.guest.configdisk import CERTIFICATES, NETWORK, PAYLOAD
 from sealwright.image.guest.ending import last_words, say, step
 from sealwright.image.guest.handover import Handover, take
@@ -70,8 +70,21 @@ def _fork_service(found: Handover, network: GuestNetwork) -> int:
         finally:
             os._exit(code)
     with step("kernel"):
+        linux.no_new_privileges()
+        _fork_button_watcher()
         linux.keep_capabilities(frozenset({harden.CAP_KILL, harden.CAP_SYS_BOOT}))
     return pid
+
+
+def _fork_button_watcher() -> None:
+    """Fork a process that hands the power button on to this one as SIGTERM."""
+    devices = power.buttons()
+    if devices and os.fork() == 0:
+        try:
+            linux.keep_capabilities(frozenset())
+            power.watch(devices, lambda: os.kill(1, signal.SIGTERM))
+        finally:
+            os._exit(0)
 
 
 def _service(found: Handover, network: GuestNetwork) -> int:

@@ -53,6 +53,7 @@ def _start() -> None:
         mount_kernel()
     with step("modules"):
         load_modules(Path(MODULES))
+        mount_configfs()
     with step("command-line"):
         root = VerityRoot.parse(Path("/proc/cmdline").read_text(encoding="ascii"))
     with step("disk"):
@@ -86,19 +87,25 @@ def mount_kernel() -> None:
         os.close(console)
 
 
-def load_modules(listed: Path) -> None:
-    """Load the kernel's modules in order; a driver whose device is not here says so, and that is no failure.
+def load_modules(listed: Path, load: Callable[[str], None] = linux.finit_module) -> None:
+    """Load the kernel's modules in order, as a list names them beside itself.
 
-    Then mount configfs, where TEEs report.
+    A driver whose device is not here says so, and that is no failure; nor is it one that what builds upon it then
+    misses its symbols. What cannot be done without is missed by a later step.
     """
+    absent = False
     for name in listed.read_text(encoding="ascii").split():
         try:
-            linux.finit_module(str(listed.parent / name))
+            load(str(listed.parent / name))
         except OSError as exc:
-            # ENOENT: it rests on a module that has just said so.
-            if exc.errno not in (errno.ENODEV, errno.EOPNOTSUPP, errno.ENOENT):
-                exc.filename = name
-                raise
+            symbols = exc.errno == errno.ENOENT and exc.filename is None
+            if exc.errno not in (errno.ENODEV, errno.EOPNOTSUPP) and not (absent and symbols):
+                raise OSError(exc.errno, exc.strerror, name) from exc
+            absent = True
+
+
+def mount_configfs() -> None:
+    """Mount configfs, where TEEs report, if this kernel has it."""
     if os.path.isdir("/sys/kernel/config"):
         linux.mount("configfs", "/sys/kernel/config", "configfs", _BARE | linux.MS_NODEV)
 

@@ -13,7 +13,7 @@ MS_REMOUNT, MS_BIND, MS_MOVE = 32, 4096, 8192
 _SYS_FINIT_MODULE = 313
 _COMPRESSED = 4  # MODULE_INIT_COMPRESSED_FILE
 _POWER_OFF = 0x4321FEDC
-_PR_CAPBSET_DROP = 24
+_PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 24, 38
 _CAPABILITY_VERSION_3 = 0x20080522
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -42,6 +42,11 @@ def power_off() -> None:
     """End this machine. Process 1 alone can; elsewhere it is a PermissionError or the end of a namespace."""
     os.sync()
     _checked(_libc.reboot(ctypes.c_int(_POWER_OFF)))
+
+
+def no_new_privileges() -> None:
+    """Let no program that this process or its children execute give them more than they have."""
+    _checked(_libc.prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), *(ctypes.c_ulong(0),) * 3))
 
 
 def keep_capabilities(kept: frozenset[int]) -> None:
