@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from sealwright.cli.image_build import build, sign_disk
 from sealwright.cli.image_boot import boot, config_disk
-from sealwright.cli.image_build import build
+from sealwright.cli.image_build import build, sign_disk
 from sealwright.cli.image_eif import eif
 from sealwright.cli.image_oci import oci, oci_verify
 from sealwright.cli.image_predict import predict
