@@ -155,7 +155,6 @@ def signed_disk(image: Path, signed: Path, out: Path) -> bytes:
         VerificationError: `image-digest`: it is another program. FormatError: `malformed-pe`.
         UnavailableError: `input-unreadable`, `output-failed`.
     """
-    manifest = read_image(image)
     try:
         uki, plain = signed.read_bytes(), (image / "guest.efi").read_bytes()
     except OSError as exc:
@@ -165,18 +164,31 @@ def signed_disk(image: Path, signed: Path, out: Path) -> bytes:
             f"{signed} is another program than the image's guest.efi", code="image-digest", stage="sign"
         )
     try:
-        with (
-            (image / "root.img").open("rb") as root,
-            (image / "verity.img").open("rb") as verity,
-            out.open("x+b") as disk,
-        ):
-            _disk(disk, uki, root, verity, manifest.root_hash)
+        with out.open("x+b") as disk:
+            resigned_disk(image, uki, disk)
             disk.seek(0)
             return hashlib.file_digest(disk, "sha256").digest()
     except OSError as exc:
         raise UnavailableError(
             f"cannot write {out}: {exc.strerror}", code="output-failed", stage="output"
         ) from exc
+
+
+def resigned_disk(image: Path, uki: bytes, out: BinaryIO) -> None:
+    """Write the image's disk with another boot program, whatever it is: for tests of what refuses it.
+
+    Args:
+        image: folder that `build_guest` wrote.
+
+    Raises:
+        UnavailableError: `input-unreadable`.
+    """
+    manifest = read_image(image)
+    try:
+        with (image / "root.img").open("rb") as root, (image / "verity.img").open("rb") as verity:
+            _disk(out, uki, root, verity, manifest.root_hash)
+    except OSError as exc:
+        raise _unreadable(image, exc) from exc
 
 
 def read_image(folder: Path) -> GuestImage:
