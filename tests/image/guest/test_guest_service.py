@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import struct
+import time
 import warnings
 from pathlib import Path
 
@@ -173,23 +174,33 @@ def test_process_1_reaps_and_hands_the_signal_on() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(parent, 0)[1]) == 42
 
 
+def catches(pid: int, number: int) -> bool:
+    """Say whether a process has a handler for a signal by now."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+
+
 def supervised() -> int:
     """In a process of its own: one child ends at once, the other when it is told to."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(42))
+        signal.alarm(60)  # it outlives nobody
         os.write(write, b"+")
         signal.pause()
     other = os.fork()
     if other == 0:
         os._exit(1)
     os.read(read, 1)
+    parent = os.getpid()
     sender = os.fork()
     if sender == 0:
-        os.kill(os.getppid(), signal.SIGUSR1)
+        while not catches(parent, signal.SIGTERM):
+            time.sleep(0.01)
+        os.kill(parent, signal.SIGTERM)
         os._exit(0)
-    signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     return init._supervise(child)
 
 
