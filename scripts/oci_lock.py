@@ -1,7 +1,9 @@
-"""The packages of container images: resolve them anew, or fetch exactly those of the lock.
+"""The packages of images: resolve them anew, or fetch exactly those of the lock.
 
     python scripts/oci_lock.py make FOLDER     newest of Debian 13, wheels of requirements/; writes deploy/oci/lock.json
     python scripts/oci_lock.py fetch FOLDER    the files that deploy/oci/lock.json names, checked
+    python scripts/oci_lock.py fetch FOLDER --or-newest
+                                               where mirrors have dropped one: the newest, with a lock in FOLDER
 
 Debian's come through apt with a state of its own (it checks Debian's signatures), wheels through pip by hash.
 """
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -87,14 +90,14 @@ def main() -> int:
     if action == "make":
         make(folder)
     elif action == "fetch":
-        fetch(folder)
+        fetch(folder, newest="--or-newest" in sys.argv)
     else:
         print(__doc__, file=sys.stderr)
         return 2
     return 0
 
 
-def make(folder: Path) -> None:
+def make(folder: Path, written: Path = LOCK) -> None:
     """Fetch the newest packages into `folder`, an empty one, and write the lock."""
     apt(folder, [*DEBIAN, KERNEL])
     pip(folder)
@@ -107,19 +110,32 @@ def make(folder: Path) -> None:
         "debian": sorted(debian, key=lambda one: str(one["name"])),
         "wheels": sorted(wheels, key=lambda one: str(one["name"])),
     }
-    LOCK.write_text(json.dumps(lock, indent=1) + "\n")
+    written.write_text(json.dumps(lock, indent=1) + "\n")
 
 
-def fetch(folder: Path) -> None:
+def fetch(folder: Path, *, newest: bool = False) -> None:
     """Bring what the lock names into `folder`; a file that is there and right is left alone.
+
+    Args:
+        newest: where a mirror has dropped a version, take the newest of all, and write their lock into `folder`.
 
     Raises:
         SystemExit: a file cannot be had, or is another one.
     """
     lock = json.loads(LOCK.read_text())
     missing = [one for one in lock["debian"] if not right(folder, one)]
+    (folder / "lock.json").unlink(missing_ok=True)
     if missing:
-        apt(folder, [f"{one['name']}={one['version']}" for one in missing])
+        try:
+            apt(folder, [f"{one['name']}={one['version']}" for one in missing])
+        except subprocess.CalledProcessError:
+            if not newest:
+                sys.exit("mirrors have dropped what the lock names; resolve anew with `make`")
+            print("mirrors have dropped what the lock names: taking the newest", file=sys.stderr)
+            shutil.rmtree(folder)
+            folder.mkdir()
+            make(folder, folder / "lock.json")
+            return
     if not all(right(folder, one) for one in lock["wheels"]):
         pip(folder)
     wrong = [one["file"] for one in [*lock["debian"], *lock["wheels"]] if not right(folder, one)]
