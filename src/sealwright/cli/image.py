@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from sealwright.cli.image_eif import eif
+from sealwright.cli.image_id_block import id_block
 from sealwright.cli.image_predict import predict
 
 app = typer.Typer(
@@ -21,4 +22,5 @@ def _group() -> None:
 
 
 app.command("eif")(eif)
+app.command("id-block")(id_block)
 app.command("predict")(predict)
