@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
+from sealwright.appraisal.binding import resettable
+from sealwright.appraisal.reference import ReferenceRule
 from sealwright.appraisal.rules import HardwareRules
-from sealwright.errors import AppraisalFailure
+from sealwright.errors import AppraisalFailure, SettingsError
 from sealwright.verify.nitro import VerifiedNitro
 
 # The registers that name what runs; a policy lists the values of one of them at least.
@@ -22,6 +25,16 @@ class NitroRules(HardwareRules):
     document: Literal["enclave", "nitrotpm"] = "enclave"
     oldest_document_s: Annotated[int, Field(ge=0, le=3 * 3600)] = 300
     instances: Annotated[list[str], Field(max_length=256)] | Literal["any"] = "any"  # EC2 instance ids
+
+    def _referring(self, reference: ReferenceRule, platform: str, at: datetime) -> Self:
+        """An enclave's PCR 16 is locked; an instance's can be reset: values of the one are none of the other's."""
+        found = super()._referring(reference, platform, at)
+        if self.document == "nitrotpm" and resettable("nitrotpm", found.config_register):
+            raise SettingsError(
+                f"{found.config_register} of a NitroTPM cannot hold the config: it can be reset",
+                code="config-register",
+            )
+        return found
 
     def refusals(self, verified: Any) -> Iterator[AppraisalFailure]:
         """Yield every reason of Nitro's own to refuse `verified`, a `VerifiedNitro`."""

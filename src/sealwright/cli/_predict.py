@@ -49,17 +49,19 @@ def guest_files(folder: Path | None, named: dict[str, Path | None]) -> GuestFile
 def secure_boot(
     variables: Path | None, databases: dict[str, Path | None], said: str | None
 ) -> SecureBoot | None:
-    """Return Secure Boot's state as one of three ways says it; None: none does."""
+    """Return Secure Boot's state: of a store, of databases (on, unless said to be off), or without keys; None: not said."""
     given = {name: path for name, path in databases.items() if path is not None}
-    if sum((variables is not None, bool(given), said is not None)) > 1:
-        raise typer.BadParameter("give one of --vars, --pk --kek --db --dbx, and --secure-boot")
+    if (variables is not None and (given or said is not None)) or (given and said == "absent"):
+        raise typer.BadParameter("give --vars; or --pk, --kek and --db; or --secure-boot")
     if variables is not None:
         return SecureBoot.from_variables(read_file(variables, limit=MAX_STORE))
     if given:
         if not {"pk", "kek", "db"} <= given.keys():
             raise typer.BadParameter("give all of --pk, --kek and --db")
         raw = {name: read_file(path, limit=MAX_DATABASE) for name, path in given.items()}
-        return SecureBoot(enabled=True, pk=raw["pk"], kek=raw["kek"], db=raw["db"], dbx=raw.get("dbx", b""))
+        return SecureBoot(
+            enabled=said is None, pk=raw["pk"], kek=raw["kek"], db=raw["db"], dbx=raw.get("dbx", b"")
+        )
     return None if said is None else SecureBoot(enabled=False, built_in=said == "off")
 
 

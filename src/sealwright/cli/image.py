@@ -7,6 +7,7 @@ import typer
 from sealwright.cli.image_boot import boot, config_disk
 from sealwright.cli.image_build import build, sign_disk
 from sealwright.cli.image_eif import eif
+from sealwright.cli.image_id_block import id_block
 from sealwright.cli.image_oci import oci, oci_verify
 from sealwright.cli.image_predict import predict
 
@@ -30,4 +31,5 @@ app.command("boot")(boot)
 app.command("oci")(oci)
 app.command("oci-verify")(oci_verify)
 app.command("eif")(eif)
+app.command("id-block")(id_block)
 app.command("predict")(predict)

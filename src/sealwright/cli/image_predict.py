@@ -21,7 +21,7 @@ from sealwright.image.predict.vmsa import Vmm
 
 _FILE = {"exists": True, "dir_okay": False}
 _IN = "What is measured"
-_SB = "Secure Boot (one way)"
+_SB = "Secure Boot"
 _VM = "Virtual machine"
 _OUT = "Reference values"
 
@@ -68,7 +68,10 @@ def predict(
     dbx: Annotated[Path | None, typer.Option(help="Signature list.", rich_help_panel=_SB, **_FILE)] = None,
     secure_boot: Annotated[
         SecureBootOff | None,
-        typer.Option(help="Without keys; absent: firmware without Secure Boot.", rich_help_panel=_SB),
+        typer.Option(
+            help="off: switched off, or without keys; absent: firmware without Secure Boot.",
+            rich_help_panel=_SB,
+        ),
     ] = None,
     boot: Annotated[
         Boot, typer.Option(help="kernel: the firmware is given it (QEMU's -kernel).", rich_help_panel=_VM)

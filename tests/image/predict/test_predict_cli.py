@@ -132,6 +132,18 @@ def test_three_ways_to_say_the_same_keys(files: Path, capsys: pytest.CaptureFixt
     assert one["registers"] == other["registers"]
 
 
+def test_keys_that_are_switched_off_are_measured_all_the_same(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = [option for name in ("pk", "kek", "db") for option in (f"--{name}", files / "list.esl")]
+    options = [files / "image", "--platform", "tpm"]
+    values = {
+        tuple(run(capsys, *options, *more)[1]["registers"]["pcr7"])
+        for more in (named, [*named, "--secure-boot", "off"], ["--secure-boot", "off"])
+    }
+    assert len(values) == 3
+
+
 def test_shapes_are_several_values_of_one_register(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--firmware", files / "ovmf.fd", "--shape", "2", "--shape", "4:EPYC-Genoa", "--shape", "2"]
     found = run(capsys, files / "image", "--platform", "snp", *options)[1]
@@ -276,6 +288,7 @@ def test_refusals(
     [
         ["--vars", "vars.fd", "--secure-boot", "off"],
         ["--pk", "list.esl"],
+        ["--pk", "list.esl", "--secure-boot", "absent"],
         ["--secure-boot", "on"],
         ["--secure-boot", "off", "--out", "new"],
         ["--secure-boot", "off", "--log", "image"],

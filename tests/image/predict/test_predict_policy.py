@@ -16,10 +16,12 @@ from tests.protocol.support import config as enclave_config
 from tests.tpm.support import NOW, REPORT_DATA, platform
 
 from sealwright.appraisal.evidence import appraise_evidence
+from sealwright.appraisal.nitro import NitroRules
 from sealwright.appraisal.platform import Appraisal
 from sealwright.appraisal.policy import KeyPolicy
 from sealwright.appraisal.reference import ReferenceValues
 from sealwright.appraisal.signed import REFERENCE_VALUES
+from sealwright.appraisal.tpm import TpmRules
 from sealwright.attester.tpm import Tpm, connect
 from sealwright.crypto.canonical import parse_json
 from sealwright.crypto.dsse import Envelope
@@ -202,3 +204,31 @@ def test_a_real_tpm_that_is_extended_with_the_events_holds_the_registers() -> No
         tpm.pcr_extend(8, {"sha256": CONFIG.digest()})
         wanted = pcrs(found, CONFIG.digest())
         assert tpm.pcr_read("sha256", wanted) == wanted
+
+
+def test_values_of_enclaves_bind_no_config_of_instances() -> None:
+    """PCR 16 of an enclave is locked, PCR 16 of a NitroTPM can be reset."""
+    values_of = document(platform="nitro", config_register="pcr16", registers={"pcr0": ["00" * 48]})
+    signers = {"keys": [b64url(SIGNER.public_key().public_bytes_raw())]}
+    for kind, allowed in (("enclave", True), ("nitrotpm", False)):
+        rule = NitroRules.model_validate(
+            {"document": kind, "reference": {"signers": signers, "values": [values_of]}}
+        )
+        if allowed:
+            assert rule.prepared("nitro", NOW).config_register == "pcr16"
+            continue
+        with pytest.raises(SettingsError) as caught:
+            rule.prepared("nitro", NOW)
+        assert caught.value.code == "config-register"
+
+
+def test_values_of_a_providers_tpm_are_for_the_rules_of_that_alone() -> None:
+    signers = {"keys": [b64url(SIGNER.public_key().public_bytes_raw())]}
+    beside = {"tpm": "provider", "minimum_firmware": "00" * 8}
+    rule = TpmRules.model_validate(
+        beside | {"reference": {"signers": signers, "values": [document(platform="vtpm")]}}
+    )
+    assert rule.prepared("vtpm", NOW).config_register == "pcr8"
+    with pytest.raises(SettingsError) as caught:
+        rule.prepared("tpm", NOW)
+    assert caught.value.code == "reference-values-platform"

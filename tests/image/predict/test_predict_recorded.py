@@ -113,3 +113,13 @@ def test_differences_come_in_the_order_of_the_log() -> None:
     found = explain(wrong, log(boot), layout="pcr", algorithm="sha256")
     assert [one.register for one in found] == ["pcr7", "pcr4"]
     assert found[0].position == 1
+
+
+def test_an_extend_of_a_register_that_should_stay_zero_is_a_difference() -> None:
+    boot = "secure-boot-disk"
+    recorded = log(boot)
+    override = replace(recorded.events[-1], index=12)
+    changed = replace(recorded, events=(*recorded.events, override))
+    (found,) = explain(prediction(boot), changed, layout="pcr", algorithm="sha256")
+    assert (found.register, found.position, found.predicted) == ("pcr12", 1, None)
+    assert found.unverified_logged == override

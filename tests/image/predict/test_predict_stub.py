@@ -58,7 +58,7 @@ def test_a_part_that_others_would_choose_is_refused(name: str) -> None:
     assert (caught.value.code, caught.value.stage) == ("malformed-uki", "parse")
 
 
-@pytest.mark.parametrize("name", [".dtb", ".dtbauto", ".profile", ".hwids", ".efifw"])
+@pytest.mark.parametrize("name", [".dtb", ".dtbauto", ".profile", ".hwids", ".efifw", ".splash"])
 def test_a_section_whose_effect_is_not_known_is_refused(name: str) -> None:
     with pytest.raises(FormatError) as caught:
         Uki.parse(uki({name: b"x"}))

@@ -37,10 +37,13 @@ def explain(
 ) -> list[Difference]:
     """Return the first difference of each predicted register, those first that come first in the log; none: all agree.
 
+    A register that is predicted to stay zero has no event in the log.
+
     A register is compared up to its first event that the files do not give.
     """
     found = []
-    for register in dict.fromkeys(event.register for event in prediction.events):
+    named = [*(event.register for event in prediction.events), *prediction.registers]
+    for register in dict.fromkeys(name for name in named if name.startswith(layout)):
         wanted = [event for event in prediction.events if event.register == register]
         difference = _first(register, wanted, _logged(log, register, layout), algorithm)
         if difference is not None:

@@ -17,17 +17,17 @@ from sealwright.image.predict.pe import PeImage
 
 STUB_VERSIONS = frozenset({257})  # that the order below was checked against, by boots
 # In the order in which the stub measures them, whatever their order in the file.
-MEASURED = (".linux", ".osrel", ".cmdline", ".initrd", ".ucode", ".splash", ".uname", ".sbat", ".pcrpkey")
+MEASURED = (".linux", ".osrel", ".cmdline", ".initrd", ".ucode", ".uname", ".sbat", ".pcrpkey")
 UNMEASURED = (".pcrsig",)  # signs predicted values, so that it cannot be one of them
-# They choose among device trees, profiles or firmware: which of them runs does not stand in the file.
-UNKNOWN = frozenset({".dtb", ".dtbauto", ".profile", ".hwids", ".efifw"})
+# They choose among device trees, profiles or firmware, which does not stand in the file; a picture was never tried.
+UNKNOWN = frozenset({".dtb", ".dtbauto", ".profile", ".hwids", ".efifw", ".splash"})
 # Sections that the stub wraps into archives behind the initrd, and the files' names there.
 _WRAPPED = (
     (".pcrsig", "tpm2-pcr-signature.json"),
     (".pcrpkey", "tpm2-pcr-public-key.pem"),
     (".osrel", "os-release"),
 )
-_MAGIC = re.compile(rb"#### LoaderInfo: systemd-stub ([0-9]{1,4})[^0-9#][^#\0]{0,64} ####\0?")
+_MAGIC = re.compile(rb"#### LoaderInfo: systemd-stub ([0-9]{1,4})(?:[^0-9#][^#\0]{0,64})? ####\0?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +49,7 @@ class Uki:
         _check_stub(image.section(".sdmagic") or b"")
         names = {section.name for section in image.sections}
         if names & UNKNOWN:
-            _refuse(f"sections {sorted(names & UNKNOWN)} choose what runs: leave them out")
+            _refuse(f"what sections {sorted(names & UNKNOWN)} do is not known: leave them out")
         read = {name: image.section(name) for name in (*MEASURED, *UNMEASURED)}
         sections = {name: data for name, data in read.items() if data is not None}
         for name in (".linux", ".cmdline", ".initrd"):
