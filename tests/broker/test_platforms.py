@@ -441,7 +441,7 @@ async def test_captured_evidence_gets_a_key_at_its_own_time(captured: Captured, 
 async def test_captured_evidence_with_one_bit_flipped_gets_none(captured: Captured, tmp_path: Path) -> None:
     envelope = read(captured)
     if captured.type.startswith("az-"):
-        pytest.skip("a document of parts: tests/azure flips every byte of them")
+        pytest.skip("a document of parts: tests/manifest/test_every_byte.py flips every byte of it")
     raw = bytearray(envelope.evidence)
     raw[200] ^= 1
     flipped = envelope.model_copy(update={"evidence": bytes(raw)})

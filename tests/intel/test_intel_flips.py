@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 
 import pytest
-from tests.intel.support import NOW, caches, day, everything, parse_quote, quote_bytes
+from cryptography.hazmat.primitives.serialization import Encoding
+from tests.intel.support import NOW, caches, day, everything, parse_quote, quote_bytes, verify
 
 from sealwright.endorsement.bag import Endorsements
 from sealwright.errors import SealwrightError
 from sealwright.testing.intel import TdxTestPlatform, td_extension
 from sealwright.testing.software import FakePlatformWarning
-from sealwright.verify.context import Context
+from sealwright.verify.context import Context, WorkCache
 from sealwright.verify.sgx import verify_sgx
 from sealwright.verify.tdx import verify_tdx
+
+WORK = WorkCache()
 
 
 @pytest.mark.parametrize(
@@ -61,3 +65,20 @@ def _accepted(raw: bytes, found: Endorsements, context: Context) -> list[int]:
             continue
         accepted.append(place)
     return accepted
+
+
+def test_every_byte_of_collateral() -> None:
+    """TCB info, identity, signing certificate, CRLs; not the root beside them, which stands in the quote too."""
+    with pytest.warns(FakePlatformWarning):
+        platform = TdxTestPlatform(NOW)
+    raw, (info, identity, _, *crls) = platform.evidence(bytes(64))
+    blobs = [info, identity, platform.pki.signing.public_bytes(Encoding.DER), *crls]
+    accepted = []
+    for number, blob in enumerate(blobs):
+        for place in range(len(blob)):
+            changed = blob[:place] + bytes([blob[place] ^ 1]) + blob[place + 1 :]
+            with suppress(SealwrightError):
+                found = Endorsements.detect([*blobs[:number], changed, *blobs[number + 1 :]])
+                verify(raw, found, NOW, roots=frozenset({platform.root_fingerprint}), work=WORK)
+                accepted.append((number, place))
+    assert accepted == []
