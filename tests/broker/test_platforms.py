@@ -22,6 +22,7 @@ from tests.vector_files import vector
 from sealwright.appraisal.binding import ConfigBinding
 from sealwright.appraisal.evidence import appraise_evidence
 from sealwright.appraisal.platform import Appraisal
+from sealwright.attester.azure import AzureAttester
 from sealwright.audit.detect import detect
 from sealwright.broker.rows import KeyRow
 from sealwright.crypto.encoding import rfc3339
@@ -29,7 +30,7 @@ from sealwright.endorsement.bag import Endorsements
 from sealwright.evidence.envelope import EvidenceEnvelope, PlatformType
 from sealwright.protocol.kbs import decode_nonce
 from sealwright.protocol.report_data import Purpose, report_data
-from sealwright.testing.azure import AzureTestPlatform
+from sealwright.testing.azure import AzureTdxTestPlatform, AzureTestPlatform, AzureTestVtpm, Paravisor
 from sealwright.testing.intel import SgxTestPlatform, TdxTestPlatform
 from sealwright.testing.nitro import NitroTestPlatform
 from sealwright.testing.snp import SnpTestPlatform
@@ -157,23 +158,34 @@ def _tpm() -> Made:
     )
 
 
-def _azure() -> Made:
-    hardware = SnpTestPlatform(NOW, product="Milan")
-    platform = AzureTestPlatform(NOW, hardware=hardware)
+def _azure_snp() -> Made:
+    rules = {"products": {"Milan": {"minimum_tcb": TCB}}}
+    return _azure(AzureTestPlatform(NOW), "measurement", {"measurement": ONE * 48}, rules)
+
+
+def _azure_tdx() -> Made:
+    return _azure(AzureTdxTestPlatform(NOW), "mrtd", {"mr_td": ONE * 48}, {"minimum_tcb_evaluation": 0})
+
+
+def _azure(platform: Paravisor, register: str, report: Mapping[str, bytes], rules: Mapping[str, Any]) -> Made:
+    """Take the way of a real one: attester, vTPM and metadata service."""
+    vtpm = AzureTestVtpm(platform)
 
     def quote(bound: bytes, config: bytes, code: bytes) -> tuple[bytes, Sequence[bytes]]:
         platform.pcrs = _pcrs(config, code)
-        evidence, endorsements = platform.evidence(bound.rstrip(b"\0"), measurement=ONE * 48)
-        return evidence.encode(), endorsements
+        platform.report = dict(report)
+        found = AzureAttester(vtpm, vtpm, vtpm.http).quote(bound)
+        assert found.type == f"az-{platform.kind}-vtpm"
+        return found.evidence, platform.endorsements()
 
     return Made(
-        type="az-snp-vtpm",
+        type=f"az-{platform.kind}-vtpm",
         quote=quote,
         rules={
-            "registers": {**_BOOT, "measurement": [(ONE * 48).hex()]},
+            "registers": {**_BOOT, register: [(ONE * 48).hex()]},
             "config_register": "pcr8",
-            "roots": [hardware.root_fingerprint.hex()],
-            "products": {"Milan": {"minimum_tcb": TCB}},
+            "roots": [platform.root_fingerprint.hex()],
+            **rules,
         },
     )
 
@@ -185,7 +197,8 @@ MAKERS = {
     "sgx": _sgx,
     "nitro": _nitro,
     "tpm": _tpm,
-    "az-snp-vtpm": _azure,
+    "az-snp-vtpm": _azure_snp,
+    "az-tdx-vtpm": _azure_tdx,
 }
 
 
@@ -428,7 +441,7 @@ async def test_captured_evidence_gets_a_key_at_its_own_time(captured: Captured, 
 async def test_captured_evidence_with_one_bit_flipped_gets_none(captured: Captured, tmp_path: Path) -> None:
     envelope = read(captured)
     if captured.type.startswith("az-"):
-        pytest.skip("a document of parts: tests/azure flips every byte of them")
+        pytest.skip("a document of parts: tests/manifest/test_every_byte.py flips every byte of it")
     raw = bytearray(envelope.evidence)
     raw[200] ^= 1
     flipped = envelope.model_copy(update={"evidence": bytes(raw)})

@@ -12,7 +12,7 @@ from sealwright.appraisal.dcap import DcapRules
 from sealwright.appraisal.sgx import SgxRules
 from sealwright.appraisal.tdx import TdxRules
 from sealwright.endorsement.bag import Endorsements
-from sealwright.testing.intel import SgxTestPlatform, TdxTestPlatform
+from sealwright.testing.intel import SgxTestPlatform, TdxTestPlatform, td_extension
 from sealwright.testing.software import FakePlatformWarning
 
 DATA = bytes(64)
@@ -77,6 +77,7 @@ def test_registers(tdx: TdxTestPlatform, sgx: SgxTestPlatform) -> None:
         ("0200001000000000", "debug"),
         ("0000001000000040", "unknown-bits"),
         ("0000011000000000", "unknown-bits"),
+        ("0000021000000000", "initial-platform"),
     ],
 )
 def test_td_attributes_are_refused_unless_admitted(tdx: TdxTestPlatform, attributes: str, code: str) -> None:
@@ -89,6 +90,38 @@ def test_migration_by_service_td(tdx: TdxTestPlatform) -> None:
     assert codes(tdx, version=5, mr_servicetd=b"\1" * 48) == ["migration"]
     both = {"version": 5, "mr_servicetd": b"\1" * 48, "td_attributes": bytes.fromhex("0000003000000000")}
     assert codes(tdx, **both) == ["migration"]
+
+
+def test_service_tds_that_may_move_it_are_listed(tdx: TdxTestPlatform) -> None:
+    fields = {"version": 5, "mr_servicetd": b"\1" * 48}
+    assert codes(tdx, {"admit": ["migration"]}, **fields) == ["service-td-not-allowed"]
+    for listed in (["01" * 48], "any"):
+        assert codes(tdx, {"admit": ["migration"], "service_tds": listed}, **fields) == []
+    assert codes(tdx, {"service_tds": "any"}, **fields) == ["migration"]
+
+
+@pytest.mark.parametrize(
+    ("field", "code"),
+    [
+        ({"init_servtd_hash": b"\1" * 48}, "migration"),
+        ({"curr_servtd_hash": b"\1" * 48}, "migration"),
+        ({"vmid": 1}, "td-partitioned"),
+        ({"dev_info": bytes(47) + b"\1"}, "devices-assigned"),
+    ],
+)
+def test_extension(tdx: TdxTestPlatform, field: dict[str, Any], code: str) -> None:
+    fields = {"version": 5, "body": 4, "extension": td_extension(**field)}
+    assert codes(tdx, **fields) == [code]
+    assert codes(tdx, {"admit": [code], "service_tds": ["01" * 48]}, **fields) == []
+
+
+def test_extension_without_a_mover(tdx: TdxTestPlatform) -> None:
+    raw, blobs = tdx.evidence(bytes(64), version=5, body=4, extension=td_extension(td_id=b"\1" * 32))
+    found = verify(raw, Endorsements.detect(blobs), NOW, roots=frozenset({tdx.root_fingerprint}))
+    assert found.conditions == ()
+    assert found.facts["body"] == "TD 1.5, extended"
+    assert found.facts["extension"]["td_id"] == "01" * 32
+    assert found.facts["extension"]["vmid"] == 0
 
 
 def test_unknown_xfam(tdx: TdxTestPlatform) -> None:

@@ -11,7 +11,7 @@ from tests.intel.test_intel_vectors import CASES, Case
 
 from sealwright.endorsement.bag import Endorsements
 from sealwright.endorsement.roots import anchors
-from sealwright.testing.intel import SgxTestPlatform, TdxTestPlatform
+from sealwright.testing.intel import SgxTestPlatform, TdxTestPlatform, td_extension
 from sealwright.testing.software import FakePlatformWarning
 from sealwright.verify.sgx import VerifiedSgx
 from sealwright.verify.tdx import VerifiedTdx
@@ -87,13 +87,19 @@ def test_real_quote(case: Case) -> None:
         assert _agrees(ours, theirs), theirs
 
 
-@pytest.mark.parametrize(("version", "runs"), [(4, None), (5, 5), (5, 7)])
-def test_every_mix_of_statuses_on_tdx(version: int, runs: int | None) -> None:
+@pytest.mark.parametrize(
+    ("version", "body", "runs"), [(4, None, None), (5, 3, 5), (5, 3, 7), (5, 4, 5), (5, 4, 7)]
+)
+def test_every_mix_of_statuses_on_tdx(version: int, body: int | None, runs: int | None) -> None:
     """Platform, TDX module and QE; on TDX 1.5 also with a newer module running than at the TD's start."""
     dcap_qvl()
     with pytest.warns(FakePlatformWarning):
         platform = TdxTestPlatform(NOW)
-    fields = {} if runs is None else {"version": version, "tee_tcb_svn_2": bytes([runs, 1, 5]) + bytes(13)}
+    fields = (
+        {}
+        if runs is None
+        else {"version": version, "body": body, "tee_tcb_svn_2": bytes([runs, 1, 5]) + bytes(13)}
+    )
     seen = set()
     for status, module, qe in product(PLATFORM, COMPONENT, COMPONENT):
         platform.tcb_info["tcbLevels"] = [platform.level(5, status, advisories=["INTEL-SA-00010"])]
@@ -124,3 +130,38 @@ def test_every_mix_of_statuses_on_sgx() -> None:
         ours = verify(raw, found, NOW, roots=frozenset({platform.root_fingerprint}))
         theirs = ask(raw, found, NOW, platform.pki.root)
         assert _agrees(ours, theirs), (status, qe, theirs)
+
+
+def test_extension_of_a_td_report() -> None:
+    """Both read the same fields. What is a condition here is nothing there: it looks at MRSERVICETD alone."""
+    module = dcap_qvl()
+    with pytest.warns(FakePlatformWarning):
+        platform = TdxTestPlatform(NOW)
+    extension = td_extension(
+        vmid=2,
+        td_id=b"\1" * 32,
+        dev_info=b"\2" * 48,
+        init_servtd_hash=b"\3" * 48,
+        init_servtd_attr=b"\4" * 8,
+        init_cpu_svn=b"\5" * 16,
+        init_tee_tcb_svn=b"\6" * 16,
+        init_tee_fmspc=b"\7" * 12,
+        curr_servtd_hash=b"\x08" * 48,
+        curr_servtd_attr=b"\x09" * 8,
+    )
+    raw, blobs = platform.evidence(bytes(64), version=5, body=4, extension=extension)
+    found = Endorsements.detect(blobs)
+    ours = verify(raw, found, NOW, roots=frozenset({platform.root_fingerprint}))
+    assert isinstance(ours, VerifiedTdx)
+    mine, theirs = ours.quote.report.extension, module.parse_quote(raw).report
+    assert mine is not None
+    assert (mine.vmid, mine.td_id, mine.dev_info) == (theirs.vmid, theirs.td_id, theirs.dev_info)
+    assert mine.init_servtd_hash == theirs.init_service_td_hash
+    assert mine.init_servtd_attr == theirs.init_service_td_attributes
+    assert mine.init_cpu_svn == theirs.init_cpu_svn
+    assert mine.init_tee_tcb_svn == theirs.init_tee_tcb_svn
+    assert mine.init_tee_fmspc == theirs.init_tee_fmspc
+    assert mine.curr_servtd_hash == theirs.cur_service_td_hash
+    assert mine.curr_servtd_attr == theirs.cur_service_td_attributes
+    assert {one.code for one in ours.conditions} == {"migration", "td-partitioned", "devices-assigned"}
+    assert ask(raw, found, NOW, platform.pki.root).status == "UpToDate"

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 
 import pytest
-from tests.intel.support import caches, day, everything, parse_quote, quote_bytes
+from cryptography.hazmat.primitives.serialization import Encoding
+from tests.intel.support import NOW, caches, day, everything, parse_quote, quote_bytes, verify
 
+from sealwright.endorsement.bag import Endorsements
 from sealwright.errors import SealwrightError
-from sealwright.verify.context import Context
+from sealwright.testing.intel import TdxTestPlatform, td_extension
+from sealwright.testing.software import FakePlatformWarning
+from sealwright.verify.context import Context, WorkCache
 from sealwright.verify.sgx import verify_sgx
 from sealwright.verify.tdx import verify_tdx
+
+WORK = WorkCache()
 
 
 @pytest.mark.parametrize(
@@ -23,13 +30,29 @@ from sealwright.verify.tdx import verify_tdx
 )
 def test_every_byte(name: str, at: str) -> None:
     raw = quote_bytes(name)
+    assert _accepted(raw, everything(day(at)), Context(at=day(at), **caches())) == []
+
+
+def test_every_byte_of_a_body_with_extension() -> None:
+    """No quote of this type is public: one of a fake platform."""
+    with pytest.warns(FakePlatformWarning):
+        platform = TdxTestPlatform(NOW)
+    raw, blobs = platform.evidence(
+        bytes(range(64)), version=5, body=4, extension=td_extension(td_id=b"\1" * 32)
+    )
+    context = Context(at=NOW, roots=frozenset({platform.root_fingerprint}), **caches())
+    assert _accepted(raw, Endorsements.detect(blobs), context) == []
+
+
+def _accepted(raw: bytes, found: Endorsements, context: Context) -> list[int]:
+    """Return the places whose byte can be changed."""
     quote = parse_quote(raw)
     sgx = quote.header.version == 3
     check = partial(
         verify_sgx if sgx else verify_tdx,
-        endorsements=everything(day(at)),
+        endorsements=found,
         expected_report_data=quote.report.report_data,
-        context=Context(at=day(at), **caches()),
+        context=context,
     )
     assert check(quote).tcb.status
     accepted = []
@@ -41,4 +64,21 @@ def test_every_byte(name: str, at: str) -> None:
         except SealwrightError:
             continue
         accepted.append(place)
+    return accepted
+
+
+def test_every_byte_of_collateral() -> None:
+    """TCB info, identity, signing certificate, CRLs; not the root beside them, which stands in the quote too."""
+    with pytest.warns(FakePlatformWarning):
+        platform = TdxTestPlatform(NOW)
+    raw, (info, identity, _, *crls) = platform.evidence(bytes(64))
+    blobs = [info, identity, platform.pki.signing.public_bytes(Encoding.DER), *crls]
+    accepted = []
+    for number, blob in enumerate(blobs):
+        for place in range(len(blob)):
+            changed = blob[:place] + bytes([blob[place] ^ 1]) + blob[place + 1 :]
+            with suppress(SealwrightError):
+                found = Endorsements.detect([*blobs[:number], changed, *blobs[number + 1 :]])
+                verify(raw, found, NOW, roots=frozenset({platform.root_fingerprint}), work=WORK)
+                accepted.append((number, place))
     assert accepted == []

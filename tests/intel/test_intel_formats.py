@@ -18,7 +18,7 @@ from sealwright.errors import EvidenceFormatError
 from sealwright.evidence.dcap import EnclaveReport, PckCertificates, PckIdentifier
 from sealwright.evidence.sgx import SgxQuote
 from sealwright.evidence.tdx import TdxQuote
-from sealwright.testing.intel import SgxTestPlatform, TdxTestPlatform, enclave_report
+from sealwright.testing.intel import SgxTestPlatform, TdxTestPlatform, enclave_report, td_extension
 from sealwright.testing.software import FakePlatformWarning
 
 DATA = bytes(range(64))
@@ -35,6 +35,7 @@ QUOTES = {
     "tdx4": (TdxQuote, TDX.evidence(DATA)[0]),
     "tdx5-1.0": (TdxQuote, TDX.evidence(DATA, version=5, body=2)[0]),
     "tdx5-1.5": (TdxQuote, TDX.evidence(DATA, version=5)[0]),
+    "tdx5-ex": (TdxQuote, TDX.evidence(DATA, version=5, body=4)[0]),
 }
 
 
@@ -90,7 +91,10 @@ def test_lengths_that_lie(name: str) -> None:
         ("tdx4", 8, b"\1", "reserved-not-zero"),
         ("tdx4", 48 + 584 + 4 + 128, b"\5", "unsupported-certification-data"),
         ("tdx5-1.5", 48, b"\1", "unsupported-quote"),
-        ("tdx5-1.5", 48, b"\4", "unsupported-quote"),
+        ("tdx5-1.5", 48, b"\5", "unsupported-quote"),
+        ("tdx5-1.5", 48, b"\4", "wrong-length"),
+        ("tdx5-ex", 48, b"\3", "wrong-length"),
+        ("tdx5-ex", 50, b"\x74", "wrong-length"),
         ("tdx5-1.5", 48, b"\2", "wrong-length"),
         ("tdx5-1.0", 48, b"\3", "wrong-length"),
     ],
@@ -98,6 +102,40 @@ def test_lengths_that_lie(name: str) -> None:
 def test_fields_that_have_one_value(name: str, place: int, value: bytes, code: str) -> None:
     kind, raw = QUOTES[name]
     assert refused(kind.parse, raw[:place] + value + raw[place + 1 :]) == code
+
+
+def test_extension_of_a_td_report() -> None:
+    """Offsets as in Intel's sgx_quote_5.h, counted from the start of the body."""
+    fields = {
+        "td_id": b"\2" * 32,
+        "dev_info": b"\3" * 48,
+        "init_servtd_hash": b"\4" * 48,
+        "init_servtd_attr": b"\5" * 8,
+        "init_cpu_svn": b"\6" * 16,
+        "init_tee_tcb_svn": b"\7" * 16,
+        "init_tee_fmspc": b"\x08" * 12,
+        "curr_servtd_hash": b"\x09" * 48,
+        "curr_servtd_attr": b"\x0a" * 8,
+    }
+    raw = TDX.evidence(DATA, version=5, body=4, extension=td_extension(vmid=1, **fields))[0]
+    assert (int.from_bytes(raw[48:50], "little"), int.from_bytes(raw[50:54], "little")) == (4, 885)
+    body, found = raw[54 : 54 + 885], TdxQuote.parse(raw).report.extension
+    assert found is not None
+    assert (body[648], found.vmid) == (1, 1)
+    places = {
+        "td_id": 649,
+        "dev_info": 681,
+        "init_servtd_hash": 729,
+        "init_servtd_attr": 777,
+        "init_cpu_svn": 785,
+        "init_tee_tcb_svn": 801,
+        "init_tee_fmspc": 817,
+        "curr_servtd_hash": 829,
+        "curr_servtd_attr": 877,
+    }
+    for name, place in places.items():
+        assert body[place:].startswith(fields[name])
+        assert getattr(found, name) == fields[name]
 
 
 def test_the_other_kind_of_quote() -> None:

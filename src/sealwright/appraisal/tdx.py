@@ -21,6 +21,10 @@ class TdxRules(DcapRules):
 
     minimum_tee_tcb_svn: Annotated[HexBytes, sized(16)] = bytes(16)  # each byte is a floor of its own
     mr_seam: Annotated[list[Annotated[HexBytes, sized(48)]], Field(max_length=256)] | Literal["any"] = "any"
+    # Digests of the service TDs that may move a TD whose `migration` is admitted: they get its memory.
+    service_tds: Annotated[list[Annotated[HexBytes, sized(48)]], Field(max_length=256)] | Literal["any"] = (
+        Field(default_factory=list)
+    )
     td_attributes: Bits64 | Literal["any"] = "any"  # exactly these
     td_attributes_required: Bits64 = bytes(8)
     xfam_allowed: Bits64 | Literal["any"] = "any"  # no others
@@ -43,6 +47,15 @@ class TdxRules(DcapRules):
         yield from self.dcap_refusals(verified)
         yield from self._module_refusals(verified)
         yield from self._bit_refusals(verified)
+        yield from self._mover_refusals(verified)
+
+    def _mover_refusals(self, verified: VerifiedTdx) -> Iterator[AppraisalFailure]:
+        if "migration" not in self.admit or self.service_tds == "any":
+            return
+        for digest in verified.quote.report.service_tds:
+            if digest not in self.service_tds:
+                text = f"service TD {digest.hex()[:16]}… may move the TD, and the policy does not list it"
+                yield AppraisalFailure(text, code="service-td-not-allowed")
 
     def _module_refusals(self, verified: VerifiedTdx) -> Iterator[AppraisalFailure]:
         report = verified.quote.report

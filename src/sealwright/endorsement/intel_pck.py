@@ -26,6 +26,7 @@ _OID = SGX_EXTENSION.dotted_string
 _BLOCK = re.compile(
     rb"-----BEGIN CERTIFICATE-----\r?\n((?:[A-Za-z0-9+/=]{1,76}\r?\n)+)-----END CERTIFICATE-----"
 )
+_BETWEEN = re.compile(rb"(?:\r?\n)*\0*")  # what may stand between and behind blocks
 _MAX_PEM = 32 * 1024  # bytes
 _MAX_CHAIN = 3
 
@@ -82,7 +83,7 @@ class PckExtension:
 def parse_pck_chain(pem: bytes) -> tuple[x509.Certificate, ...]:
     """Return the certificates of certification data 4 or 5: PCK certificate, its CA, the root.
 
-    Between and after them stands white space at most, and zero bytes at the end.
+    Between and after them stand line ends at most, and zero bytes at the end.
 
     Raises:
         EvidenceFormatError: `malformed-pem`, `malformed-chain`, `too-large`.
@@ -90,7 +91,7 @@ def parse_pck_chain(pem: bytes) -> tuple[x509.Certificate, ...]:
     if len(pem) > _MAX_PEM:
         raise EvidenceFormatError(f"a PCK chain of {len(pem)} bytes is over {_MAX_PEM}", code="too-large")
     blocks = [match[1] for match in _BLOCK.finditer(pem)]
-    if not blocks or _BLOCK.sub(b"", pem).rstrip(b"\0").strip(b" \t\r\n"):
+    if not blocks or not _BETWEEN.fullmatch(_BLOCK.sub(b"", pem)):
         raise EvidenceFormatError("a PCK chain is PEM of certificates and nothing else", code="malformed-pem")
     if len(blocks) > _MAX_CHAIN:
         raise EvidenceFormatError(f"a PCK chain is over {_MAX_CHAIN} certificates", code="malformed-chain")

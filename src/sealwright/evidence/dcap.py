@@ -256,21 +256,29 @@ class QuoteSignature:
         )
 
 
-def check_size(raw: bytes) -> None:
-    """Raise EvidenceFormatError `too-large` for a quote that is over MAX_QUOTE."""
-    if len(raw) > MAX_QUOTE:
-        raise EvidenceFormatError(f"a quote of {len(raw)} bytes is over {MAX_QUOTE}", code="too-large")
-
-
-def padding(rest: bytes) -> int:
-    """Return how many zero bytes follow the quote: real ones come in buffers that are larger.
+def open_quote(raw: bytes) -> tuple[Reader, QuoteHeader]:
+    """Return a reader behind the header, and the header.
 
     Raises:
-        EvidenceFormatError: `trailing-data`: they are not all zero.
+        EvidenceFormatError: `too-large`, or as `QuoteHeader.read`.
     """
+    if len(raw) > MAX_QUOTE:
+        raise EvidenceFormatError(f"a quote of {len(raw)} bytes is over {MAX_QUOTE}", code="too-large")
+    reader = Reader(raw)
+    return reader, QuoteHeader.read(reader)
+
+
+def end_quote(reader: Reader, *, nested: bool) -> tuple[QuoteSignature, int]:
+    """Return the signature data behind the body, and how many zero bytes follow: real quotes come in larger buffers.
+
+    Raises:
+        EvidenceFormatError: `trailing-data`: not all of them are zero; or as `QuoteSignature.parse`.
+    """
+    signature = QuoteSignature.parse(reader.take(reader.number(4)), nested=nested)
+    rest = reader.rest()
     if any(rest):
         raise EvidenceFormatError(f"{len(rest)} bytes after the quote are not all zero", code="trailing-data")
-    return len(rest)
+    return signature, len(rest)
 
 
 def bit_names(value: int, names: Mapping[int, str]) -> tuple[tuple[str, ...], tuple[int, ...]]:

@@ -13,14 +13,12 @@ from typing import Self
 from sealwright.errors import EvidenceFormatError
 from sealwright.evidence.dcap import (
     ENCLAVE_REPORT_SIZE,
-    HEADER_SIZE,
     EnclaveReport,
     QuoteHeader,
     QuoteSignature,
-    Reader,
     bit_names,
-    check_size,
-    padding,
+    end_quote,
+    open_quote,
 )
 
 SGX_ATTRIBUTES = MappingProxyType(
@@ -81,18 +79,17 @@ class SgxQuote:
             EvidenceFormatError: `unsupported-quote`, `truncated-quote`, `reserved-not-zero`, `wrong-length`,
                 `trailing-data`, `unsupported-certification-data`, `too-large`.
         """
-        check_size(raw)
-        reader = Reader(raw)
-        header = QuoteHeader.read(reader)
+        reader, header = open_quote(raw)
         if header.version != 3:
             raise EvidenceFormatError("a TDX quote where one of SGX is wanted", code="unsupported-quote")
         report = EnclaveReport.parse(reader.take(ENCLAVE_REPORT_SIZE))
-        signature = QuoteSignature.parse(reader.take(reader.number(4)), nested=False)
+        signed = raw[: reader.at]
+        signature, padding = end_quote(reader, nested=False)
         return cls(
             header=header,
             report=report,
             attributes=SgxAttributes.of(report),
-            signed=raw[: HEADER_SIZE + ENCLAVE_REPORT_SIZE],
+            signed=signed,
             signature=signature,
-            padding=padding(reader.rest()),
+            padding=padding,
         )

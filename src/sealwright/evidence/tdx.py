@@ -1,4 +1,4 @@
-"""Intel TDX quotes, versions 4 and 5, with bodies of TDX 1.0 and 1.5: bytes in, frozen record out.
+"""Intel TDX quotes, versions 4 and 5: bytes in, frozen record out.
 
 Layout: Intel TDX DCAP Quoting Library API, appendix A.3; bits: Intel TDX Module ABI specification, ATTRIBUTES and
 XFAM. No signature check, clock or network here; see `sealwright.verify.tdx`.
@@ -16,12 +16,10 @@ from sealwright.evidence.dcap import (
     QuoteSignature,
     Reader,
     bit_names,
-    check_size,
-    padding,
+    end_quote,
+    open_quote,
 )
-
-TD_REPORT_1_0, TD_REPORT_1_5 = 2, 3  # body types of version 5
-_SIZES = {TD_REPORT_1_0: 584, TD_REPORT_1_5: 648}  # bytes
+from sealwright.evidence.tdreport import SIZES, TD_REPORT_1_0, TdReport
 
 TD_ATTRIBUTES = MappingProxyType(
     {
@@ -30,6 +28,7 @@ TD_ATTRIBUTES = MappingProxyType(
         5: "PERF_PROF",
         6: "PMT_PROF",
         16: "ICSSD",
+        17: "SERVTD_EXT",
         27: "LASS",
         28: "SEPT_VE_DISABLE",
         29: "MIGRATABLE",
@@ -81,56 +80,6 @@ class Bits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TdReport:
-    """The body of a TDX quote; byte fields as sent."""
-
-    tee_tcb_svn: bytes  # 16 bytes: of the TDX module and SEAM loader when the TD was made
-    mr_seam: bytes  # 48 bytes
-    mr_signer_seam: bytes  # 48 bytes
-    seam_attributes: bytes  # 8 bytes
-    td_attributes: bytes  # 8 bytes
-    xfam: bytes  # 8 bytes
-    mr_td: bytes  # 48 bytes
-    mr_config_id: bytes  # 48 bytes
-    mr_owner: bytes  # 48 bytes
-    mr_owner_config: bytes  # 48 bytes
-    rt_mr: tuple[bytes, bytes, bytes, bytes]  # 48 bytes each
-    report_data: bytes  # 64 bytes
-    tee_tcb_svn_2: bytes | None  # TDX 1.5, 16 bytes: of the module that runs now
-    mr_servicetd: bytes | None  # TDX 1.5, 48 bytes: service TDs bound, such as a migration TD
-
-    @classmethod
-    def parse(cls, raw: bytes, *, kind: int) -> Self:
-        """Parse a body of type TD_REPORT_1_0 or TD_REPORT_1_5. Raises EvidenceFormatError."""
-        reader = Reader(raw)
-        tee_tcb_svn = reader.take(16)
-        mr_seam, mr_signer_seam = reader.take(48), reader.take(48)
-        seam_attributes, td_attributes, xfam = reader.take(8), reader.take(8), reader.take(8)
-        mr_td, mr_config_id, mr_owner, mr_owner_config = (reader.take(48) for _ in range(4))
-        rt_mr = (reader.take(48), reader.take(48), reader.take(48), reader.take(48))
-        report_data = reader.take(64)
-        later = kind == TD_REPORT_1_5
-        tee_tcb_svn_2, mr_servicetd = (reader.take(16), reader.take(48)) if later else (None, None)
-        reader.end("the TD report")
-        return cls(
-            tee_tcb_svn=tee_tcb_svn,
-            mr_seam=mr_seam,
-            mr_signer_seam=mr_signer_seam,
-            seam_attributes=seam_attributes,
-            td_attributes=td_attributes,
-            xfam=xfam,
-            mr_td=mr_td,
-            mr_config_id=mr_config_id,
-            mr_owner=mr_owner,
-            mr_owner_config=mr_owner_config,
-            rt_mr=rt_mr,
-            report_data=report_data,
-            tee_tcb_svn_2=tee_tcb_svn_2,
-            mr_servicetd=mr_servicetd,
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TdxQuote:
     """One quote. Nothing in it is believed before `verify_tdx` has returned."""
 
@@ -151,13 +100,11 @@ class TdxQuote:
             EvidenceFormatError: `unsupported-quote`, `truncated-quote`, `reserved-not-zero`, `wrong-length`,
                 `trailing-data`, `unsupported-certification-data`, `too-large`.
         """
-        check_size(raw)
-        reader = Reader(raw)
-        header = QuoteHeader.read(reader)
+        reader, header = open_quote(raw)
         kind = _body_type(header, reader)
-        report = TdReport.parse(reader.take(_SIZES[kind]), kind=kind)
+        report = TdReport.parse(reader.take(SIZES[kind]), kind=kind)
         signed = raw[: reader.at]
-        signature = QuoteSignature.parse(reader.take(reader.number(4)), nested=True)
+        signature, padding = end_quote(reader, nested=True)
         return cls(
             header=header,
             body_type=kind,
@@ -166,7 +113,7 @@ class TdxQuote:
             xfam=Bits.of(report.xfam, XFAM),
             signed=signed,
             signature=signature,
-            padding=padding(reader.rest()),
+            padding=padding,
         )
 
 
@@ -176,12 +123,12 @@ def _body_type(header: QuoteHeader, reader: Reader) -> int:
     if header.version == 4:
         return TD_REPORT_1_0
     kind, size = reader.number(2), reader.number(4)
-    if kind not in _SIZES:
+    if kind not in SIZES:
         raise EvidenceFormatError(
-            f"a body of type {kind}; known are 2 (TDX 1.0) and 3 (TDX 1.5)", code="unsupported-quote"
+            f"a body of type {kind}; known are 2 (TDX 1.0), 3 and 4 (TDX 1.5)", code="unsupported-quote"
         )
-    if size != _SIZES[kind]:
+    if size != SIZES[kind]:
         raise EvidenceFormatError(
-            f"a body of {size} bytes where type {kind} has {_SIZES[kind]}", code="wrong-length"
+            f"a body of {size} bytes where type {kind} has {SIZES[kind]}", code="wrong-length"
         )
     return kind

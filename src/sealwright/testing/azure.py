@@ -1,4 +1,4 @@
-"""A paravisor without Azure: over a fake AMD, with a vTPM key of its own. Every part of it can be told to lie."""
+"""A paravisor without Azure: over a fake AMD or a fake Intel, with a vTPM key of its own. Every part can be told to lie."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -16,29 +17,40 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from sealwright.crypto.encoding import b64url, b64url_decode
 from sealwright.endorsement.bag import Endorsements
-from sealwright.evidence.azure import AzureEvidence, HclReport
+from sealwright.errors import EvidenceFormatError
+from sealwright.evidence.azure import HARDWARE_REPORT_SIZE, AzureEvidence, HclReport
 from sealwright.evidence.envelope import EvidenceEnvelope
 from sealwright.evidence.tpm import TpmQuote, TpmsAttest
 from sealwright.evidence.tpmkey import Scheme, TpmtSignature
 from sealwright.evidence.tpmwire import PcrSelection
+from sealwright.testing.intel import TdxTestPlatform, td_report
 from sealwright.testing.snp import SnpTestPlatform
 from sealwright.testing.software import FakePlatformWarning
 from sealwright.testing.tpm import ak_public
 
 PCRS = 24
+# Of a TDREPORT (Intel TDX Module ABI specification, TDREPORT_STRUCT).
+_REPORT_DATA = slice(128, 192)
+_TEE_TCB = slice(264, 384)  # TEE_TCB_SVN, MRSEAM, MRSIGNERSEAM, ATTRIBUTES, behind VALID
+_TD_INFO = slice(512, 912)  # as in a quote's body
 
 
-class AzureTestPlatform:
-    """An Azure confidential VM on SEV-SNP, made at `now`: it says and signs anything. Never trust its root.
+class Paravisor(ABC):
+    """What Azure's confidential VMs share, whatever their hardware.
 
-    `claims` are the paravisor's runtime data, `pcrs` the values of bank sha256: change them at will.
+    `claims` are the paravisor's runtime data, `pcrs` the values of bank sha256, `report` fields of the hardware's
+    report that differ: change them at will.
     """
 
-    def __init__(self, now: datetime, *, hardware: SnpTestPlatform | None = None) -> None:
-        warnings.warn("AzureTestPlatform signs anything", FakePlatformWarning, stacklevel=2)
-        self.hardware = hardware or SnpTestPlatform(now, "Milan")
+    kind: Literal["snp", "tdx"]
+    hardware: SnpTestPlatform | TdxTestPlatform
+
+    def __init__(self) -> None:
+        warnings.warn(f"{type(self).__name__} signs anything", FakePlatformWarning, stacklevel=3)
         self.key = _key("ak")
+        self.report: dict[str, Any] = {}
         self.claims: dict[str, Any] = {
             "keys": [self.jwk()],
             "vm-configuration": {"secure-boot": True, "tpm-enabled": True, "vmUniqueId": "TEST"},
@@ -46,13 +58,25 @@ class AzureTestPlatform:
         }
         self.pcrs = {number: bytes([number]) * 32 if number < 12 else bytes(32) for number in range(PCRS)}
 
+    @abstractmethod
+    def hardware_report(self, report_data: bytes, **report: Any) -> bytes:
+        """Return the hardware's report over `report_data` (64 bytes). Args: report: fields that differ."""
+
+    @abstractmethod
+    def td_quote(self, hardware_report: bytes) -> bytes | None:
+        """Return the quote that belongs to a report of `hardware_report`; None: it needs none."""
+
+    @abstractmethod
+    def metadata(self, path: str, body: bytes | None) -> bytes:
+        """Answer as the instance metadata service."""
+
     @property
     def root_fingerprint(self) -> bytes:
         """SHA-256 of the root certificate (32 bytes)."""
         return self.hardware.root_fingerprint
 
     def endorsements(self) -> list[bytes]:
-        """Return what comes with the evidence, DER."""
+        """Return what comes with the evidence, DER, or as Intel serves it."""
         return self.hardware.endorsements()
 
     def jwk(self, key: rsa.RSAPrivateKey | None = None, **changes: Any) -> dict[str, Any]:
@@ -66,15 +90,15 @@ class AzureTestPlatform:
 
         Args:
             report_data: else what it has to be, 64 bytes.
-            report: fields of the hardware's report that differ, as `SnpTestPlatform.report`.
+            report: fields of the hardware's report that differ, as `hardware_report`.
         """
         data = json.dumps(self.claims).encode()
         bound = hashlib.new(hash_name, data).digest().ljust(64, b"\0")
         return HclReport(
             version=2,
-            kind="snp",
+            kind=self.kind,
             hash_name=hash_name,
-            hardware_report=self.hardware.report(report_data or bound, **report),
+            hardware_report=self.hardware_report(report_data or bound, **(self.report | report)),
             runtime_data=data,
             padding=8,
         )
@@ -109,12 +133,69 @@ class AzureTestPlatform:
 
     def evidence(self, extra_data: bytes, **report: Any) -> tuple[AzureEvidence, list[bytes]]:
         """Return evidence over `extra_data` and the endorsements for it. Args: report: as `hcl`."""
-        made = AzureEvidence(hcl=self.hcl(**report), quote=self.quote(extra_data), td_quote=None)
-        return made, self.endorsements()
+        hcl = self.hcl(**report)
+        td_quote = self.td_quote(hcl.hardware_report)
+        return AzureEvidence(hcl=hcl, quote=self.quote(extra_data), td_quote=td_quote), self.endorsements()
+
+
+class AzureTestPlatform(Paravisor):
+    """An Azure confidential VM on SEV-SNP, made at `now`: it says and signs anything. Never trust its root."""
+
+    kind = "snp"
+    hardware: SnpTestPlatform
+
+    def __init__(self, now: datetime, *, hardware: SnpTestPlatform | None = None) -> None:
+        super().__init__()
+        self.hardware = hardware or SnpTestPlatform(now, "Milan")
+
+    def hardware_report(self, report_data: bytes, **report: Any) -> bytes:
+        """Return a report. Args: report: as `SnpTestPlatform.report`."""
+        return self.hardware.report(report_data, **report)
+
+    def td_quote(self, hardware_report: bytes) -> bytes | None:
+        """Return None: an SNP report is signed itself."""
+        return None
+
+    def metadata(self, path: str, body: bytes | None) -> bytes:
+        """Answer with the VCEK, ASK and ARK, PEM."""
+        vek, *chain = (
+            one.public_bytes(Encoding.PEM).decode()
+            for one in Endorsements.detect(self.endorsements()).certificates
+        )
+        return json.dumps({"vcekCert": vek, "certificateChain": "".join(chain), "tcbm": "00"}).encode()
+
+
+class AzureTdxTestPlatform(Paravisor):
+    """An Azure confidential VM on TDX, made at `now`: it says and signs anything. Never trust its root."""
+
+    kind = "tdx"
+    hardware: TdxTestPlatform
+
+    def __init__(self, now: datetime, *, hardware: TdxTestPlatform | None = None) -> None:
+        super().__init__()
+        self.hardware = hardware or TdxTestPlatform(now)
+
+    def hardware_report(self, report_data: bytes, **report: Any) -> bytes:
+        """Return a TDREPORT and zeros. Args: report: as `td_report`."""
+        body = td_report(report_data=report_data, **report)
+        raw = bytearray(HARDWARE_REPORT_SIZE)
+        raw[:4] = b"\x81\0\0\0"  # REPORTTYPE: TDX, version 0
+        raw[_REPORT_DATA], raw[_TEE_TCB], raw[_TD_INFO] = report_data, body[:120], body[120:520]
+        return bytes(raw)
+
+    def td_quote(self, hardware_report: bytes) -> bytes | None:
+        """Return a quote, version 4, of the TD with this TDREPORT."""
+        report = hardware_report[_TEE_TCB] + hardware_report[_TD_INFO] + hardware_report[_REPORT_DATA]
+        return self.hardware.quote(report, version=4, kind=2)
+
+    def metadata(self, path: str, body: bytes | None) -> bytes:
+        """Answer with a quote over the TDREPORT in `body`."""
+        report = b64url_decode(json.loads(body or b"{}")["report"], error=EvidenceFormatError)
+        return json.dumps({"quote": b64url(self.td_quote(report) or b"")}).encode()
 
 
 class AzureTestVtpm:
-    """The vTPM and the metadata service of an `AzureTestPlatform`, as `AzureAttester` uses them.
+    """The vTPM and the metadata service of a `Paravisor`, as `AzureAttester` uses them.
 
     Args:
         event_log: that goes along with each quote.
@@ -122,7 +203,7 @@ class AzureTestVtpm:
 
     platform: Literal["tpm"] = "tpm"
 
-    def __init__(self, machine: AzureTestPlatform, *, event_log: bytes | None = None) -> None:
+    def __init__(self, machine: Paravisor, *, event_log: bytes | None = None) -> None:
         self.machine = machine
         self.event_log = event_log
         self.key = machine.key
@@ -156,13 +237,9 @@ class AzureTestVtpm:
         """Let go of nothing."""
 
     def http(self, path: str, body: bytes | None) -> bytes:
-        """Answer as the metadata service: the VCEK, ASK and ARK, PEM."""
+        """Answer as the metadata service."""
         self.asked.append(path)
-        vek, *chain = (
-            one.public_bytes(Encoding.PEM).decode()
-            for one in Endorsements.detect(self.machine.endorsements()).certificates
-        )
-        return json.dumps({"vcekCert": vek, "certificateChain": "".join(chain), "tcbm": "00"}).encode()
+        return self.machine.metadata(path, body)
 
 
 def b64url_integer(number: int) -> str:

@@ -245,26 +245,27 @@ class TdxTestPlatform(_TestPlatform):
         mrconfigid: bytes = bytes(48),
         rtmrs: Sequence[bytes] = (bytes(48),) * 4,
         version: Literal[4, 5] = 4,
-        body: Literal[2, 3] | None = None,
+        body: Literal[2, 3, 4] | None = None,
         **fields: bytes,
     ) -> Evidence:
         """Return a quote over `report_data` (64 bytes), and endorsements.
 
         Args:
-            body: of version 5: 2 for TDX 1.0, 3 for TDX 1.5 (default).
+            body: of version 5: 2 for TDX 1.0, 3 for TDX 1.5 (default), 4 for TDX 1.5 with its extension.
             fields: other fields of `td_report` that differ.
         """
         kind = 2 if version == 4 else body or 3
         report = td_report(
             report_data=report_data, mr_td=mrtd, mr_config_id=mrconfigid, rt_mr=rtmrs, kind=kind, **fields
         )
+        return self.quote(report, version=version, kind=kind), self.endorsements()
+
+    def quote(self, report: bytes, *, version: Literal[4, 5], kind: int) -> bytes:
+        """Return a quote over a body of type `kind`, whatever it says."""
         header = struct.pack("<HHII", version, 2, 0x81, 0) + self.qe_vendor_id + bytes(20)
         start = struct.pack("<HI", kind, len(report)) if version == 5 else b""
         inner = self.certified()
-        return (
-            self._signed(header + start + report, struct.pack("<HI", 6, len(inner)) + inner),
-            self.endorsements(),
-        )
+        return self._signed(header + start + report, struct.pack("<HI", 6, len(inner)) + inner)
 
 
 def td_report(
@@ -284,8 +285,28 @@ def td_report(
     rt_mr: Sequence[bytes] = (bytes(48),) * 4,
     tee_tcb_svn_2: bytes = bytes([5, 1, 5]) + bytes(13),
     mr_servicetd: bytes = bytes(48),
+    extension: bytes = bytes(237),
 ) -> bytes:
-    """Return a TD report body: 584 bytes of TDX 1.0 (`kind` 2), or 648 of TDX 1.5 (3)."""
+    """Return a TD report body: 584 bytes of TDX 1.0 (`kind` 2), 648 of TDX 1.5 (3), or 885 with `extension` (4)."""
     first = (tee_tcb_svn, mr_seam, mr_signer_seam, seam_attributes, td_attributes, xfam, mr_td, mr_config_id)
-    last = (tee_tcb_svn_2, mr_servicetd) if kind == 3 else ()
+    later = (tee_tcb_svn_2, mr_servicetd, extension)
+    last = later[: {2: 0, 3: 2, 4: 3}[kind]]
     return b"".join((*first, mr_owner, mr_owner_config, *rt_mr, report_data, *last))
+
+
+def td_extension(
+    *,
+    vmid: int = 0,
+    td_id: bytes = bytes(32),
+    dev_info: bytes = bytes(48),
+    init_servtd_hash: bytes = bytes(48),
+    init_servtd_attr: bytes = bytes(8),
+    init_cpu_svn: bytes = bytes(16),
+    init_tee_tcb_svn: bytes = bytes(16),
+    init_tee_fmspc: bytes = bytes(12),
+    curr_servtd_hash: bytes = bytes(48),
+    curr_servtd_attr: bytes = bytes(8),
+) -> bytes:
+    """Return what body type 4 adds to a TD report: 237 bytes."""
+    start = (init_servtd_hash, init_servtd_attr, init_cpu_svn, init_tee_tcb_svn, init_tee_fmspc)
+    return b"".join((bytes([vmid]), td_id, dev_info, *start, curr_servtd_hash, curr_servtd_attr))

@@ -16,7 +16,8 @@ from sealwright.endorsement.bag import Endorsements
 from sealwright.errors import VerificationError
 from sealwright.evidence.azure import AzureEvidence, HclReport, RuntimeClaims
 from sealwright.evidence.snp import SnpReport
-from sealwright.evidence.tdx import TdReport, TdxQuote
+from sealwright.evidence.tdreport import TdReport
+from sealwright.evidence.tdx import TdxQuote
 from sealwright.evidence.tpm import TpmQuote
 from sealwright.verify.context import Context
 from sealwright.verify.snp import VerifiedSnp, verify_snp

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -23,7 +23,14 @@ from sealwright.verify.dcap_index import ROOT_NAME, SIGNING_NAME, digest_of
 from sealwright.verify.dcap_pck import PckChain, check_p256, check_pck, check_revocation
 from sealwright.verify.dcap_signed import SignedCollateral, check_collateral
 from sealwright.verify.dcap_tcb import TcbVerdict
-from sealwright.verify.verified import CollateralUse, Fact, Proof, Verified
+from sealwright.verify.verified import (
+    MADE_BY_VERIFY,
+    CollateralUse,
+    Condition,
+    Fact,
+    Proof,
+    Verified,
+)
 
 INTEL_QE_VENDOR = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
 NOT_PROVED = (
@@ -117,9 +124,41 @@ def check_quote(
     return DcapProof(pck=pck, collateral=collateral, revocation=revocation, root=root)
 
 
-def shared_facts(
-    proof: DcapProof, header: QuoteHeader, qe: EnclaveReport, verdict: TcbVerdict
-) -> dict[str, Fact]:
+def shared_fields(
+    proof: DcapProof,
+    header: QuoteHeader,
+    qe: EnclaveReport,
+    verdict: TcbVerdict,
+    *,
+    what: str,
+    facts: Mapping[str, Fact],
+    conditions: Iterable[Condition],
+) -> dict[str, Any]:
+    """Return the members of a `VerifiedDcap` that SGX and TDX fill alike.
+
+    Args:
+        what: name of what was attested, for people.
+        facts, conditions: what the quote adds to those of the platform.
+    """
+    return {
+        "facts": {**facts, **_facts(proof, header, qe, verdict)},
+        "conditions": (*verdict.conditions(), *conditions),
+        "proofs": _proofs(proof, what),
+        "not_proved": NOT_PROVED,
+        "collateral": proof.uses,
+        "root": proof.root,
+        "vendor_root": proof.pck.chain.vendor,
+        "until": proof.until,
+        "header": header,
+        "qe_report": qe,
+        "pck": proof.pck.extension,
+        "tcb": verdict,
+        "tcb_evaluation_data_number": proof.evaluation_number,
+        "_made_by": MADE_BY_VERIFY,
+    }
+
+
+def _facts(proof: DcapProof, header: QuoteHeader, qe: EnclaveReport, verdict: TcbVerdict) -> dict[str, Fact]:
     """Return what is worth knowing of the platform, JSON values."""
     said = proof.pck.extension
     instance = said.platform_instance_id
@@ -147,7 +186,7 @@ def shared_facts(
     }
 
 
-def shared_proofs(proof: DcapProof, what: str) -> tuple[Proof, ...]:
+def _proofs(proof: DcapProof, what: str) -> tuple[Proof, ...]:
     """Return the chain of trust for people, from the evidence up to the root."""
     leaf, ca, root = proof.pck.chain.certificates
     signer = proof.collateral.chains[0]

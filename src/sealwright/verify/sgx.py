@@ -8,15 +8,9 @@ from dataclasses import dataclass
 from sealwright.endorsement.bag import Endorsements
 from sealwright.evidence.sgx import SgxQuote
 from sealwright.verify.context import Context
-from sealwright.verify.dcap import (
-    NOT_PROVED,
-    VerifiedDcap,
-    check_quote,
-    shared_facts,
-    shared_proofs,
-)
+from sealwright.verify.dcap import VerifiedDcap, check_quote, shared_fields
 from sealwright.verify.dcap_tcb import judge_sgx, svn_level
-from sealwright.verify.verified import MADE_BY_VERIFY, Condition, Fact
+from sealwright.verify.verified import Condition, Fact
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,21 +50,16 @@ def verify_sgx(
         platform="sgx",
         report_data=report.report_data,
         registers={"mrenclave": report.mr_enclave, "mrsigner": report.mr_signer},
-        facts=_facts(quote) | shared_facts(proof, quote.header, qe, verdict),
-        conditions=(*verdict.conditions(), *_conditions(quote)),
-        proofs=shared_proofs(proof, f"enclave {report.mr_enclave.hex()[:16]}…"),
-        not_proved=NOT_PROVED,
-        collateral=proof.uses,
-        root=proof.root,
-        vendor_root=proof.pck.chain.vendor,
-        until=proof.until,
-        header=quote.header,
-        qe_report=qe,
-        pck=proof.pck.extension,
-        tcb=verdict,
-        tcb_evaluation_data_number=proof.evaluation_number,
         quote=quote,
-        _made_by=MADE_BY_VERIFY,
+        **shared_fields(
+            proof,
+            quote.header,
+            qe,
+            verdict,
+            what=f"enclave {report.mr_enclave.hex()[:16]}…",
+            facts=_facts(quote),
+            conditions=_conditions(quote),
+        ),
     )
 
 
