@@ -28,7 +28,7 @@ def pins(text: str) -> Mapping[str, Pin]:
     """
     found: dict[str, Pin] = {}
     for line in _logical(text):
-        head, *rest = line.split(" --hash", 1)
+        head = line.partition(" --hash")[0]
         pin = _PIN.fullmatch(head.strip())
         hashes = _HASH.findall(line)
         if pin is None or not hashes or pin["name"] in found or line.count("--hash") != len(hashes):

@@ -41,7 +41,7 @@ def definition(
         dated: time of the source, RFC 3339.
         materials: files of the source to their SHA-256, hex.
     """
-    built = [one for one in artefacts if one.kind in BUILT]
+    built = sorted((one for one in artefacts if one.kind in BUILT), key=lambda one: one.path)
     source: dict[str, Any] = {"uri": SOURCE_URI, "commit": commit}
     dependencies = [{"uri": SOURCE_URI, "digest": {"gitCommit": commit}}]
     dependencies += [

@@ -123,6 +123,8 @@ def _document(path: Path) -> ReferenceValues:
     if is_signed(raw):
         envelope = Envelope.parse(raw, limit=2 * MAX_REFERENCE_VALUES, error=SettingsError)
         if envelope.payload_type != REFERENCE_VALUES:
-            raise SettingsError(f"{path.name} is signed as something else", code="wrong-payload-type")
+            raise VerificationError(
+                f"{path.name} is signed as something else", code="wrong-payload-type", stage="reference-values"
+            )
         raw = envelope.unverified_payload
     return ReferenceValues.parse(raw, limit=MAX_REFERENCE_VALUES, error=SettingsError)
