@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 import typer
 
 from sealwright.cli._output import note
-from sealwright.errors import AppraisalError, SealwrightError
+from sealwright.errors import AppraisalError, AppraisalFailure, SealwrightError
 
 USAGE = 2
 OUR_BUG = 70
@@ -23,7 +24,8 @@ def report(error: BaseException, *, as_json: bool) -> int:
     People read stderr; with `as_json` a program reads one JSON object on stdout.
     """
     if isinstance(error, BaseExceptionGroup) and (found := _first(error)):
-        error = found
+        others = [one for one in _leaves(error) if isinstance(one, SealwrightError) and one is not found]
+        return _expected(found, as_json=as_json, others=others)
     if isinstance(error, SealwrightError):
         return _expected(error, as_json=as_json)
     return _bug(error, as_json=as_json)
@@ -43,14 +45,19 @@ def report_usage(error: typer.TyperException, *, as_json: bool) -> int:
     return USAGE
 
 
-def _expected(error: SealwrightError, *, as_json: bool) -> int:
-    failures = error.failures if isinstance(error, AppraisalError) else ()
+def _expected(error: SealwrightError, *, as_json: bool, others: Sequence[SealwrightError] = ()) -> int:
+    failures: list[SealwrightError | AppraisalFailure]
+    failures = [*error.failures] if isinstance(error, AppraisalError) else []
+    if others:
+        failures = [error, *others]
     if as_json:
         listed = [{"code": failure.code, "message": str(failure)} for failure in failures]
         _print_json(error.code, error.stage, str(error), listed)
         return error.exit_code
     for line in error.lines():
         note(line)
+    for other in others:
+        note(f"also:  {other}  [{other.code}]")
     return error.exit_code
 
 

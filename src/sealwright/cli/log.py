@@ -7,19 +7,22 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from sealwright.cli._output import emit
+from sealwright.cli._signing import write_new
 from sealwright.crypto.encoding import b64url, rfc3339
-from sealwright.errors import UnavailableError, VerificationError
+from sealwright.errors import SettingsError, UnavailableError, VerificationError
 from sealwright.tlog.checkpoint import Checkpoint
+from sealwright.tlog.keys import Signer
 from sealwright.tlog.merkle import leaf_hash, verify_inclusion
 from sealwright.tlog.monitor import verify_log
 from sealwright.tlog.note import MAX_NOTE, Note
 from sealwright.tlog.policy import MAX_POLICY, LogPolicy, VerifiedCheckpoint
-from sealwright.tlog.posix import directory_fetch, read_file
+from sealwright.tlog.posix import PosixLog, directory_fetch, read_file
 from sealwright.tlog.proof import LogProof
 from sealwright.tlog.reader import TileReader
-from sealwright.tlog.text import MAX_NUMBER
+from sealwright.tlog.text import MAX_NUMBER, check_key_name
 from sealwright.tlog.tiles import CHECKPOINT, MAX_ENTRY, Fetch
 
 app = typer.Typer(
@@ -35,6 +38,30 @@ Directory = Annotated[
 Index = Annotated[int | None, typer.Argument(metavar="INDEX", min=0, max=MAX_NUMBER, help="Of an entry.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 _EXISTING = {"exists": True, "dir_okay": False}
+
+
+@app.command()
+def new(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make; empty or absent.")],
+    origin: Annotated[str, typer.Option(help="Name of the log, such as log.example.org/releases.")],
+    key: Annotated[Path, typer.Option(help="File to make with the log's private key; mode 0600.")],
+    as_json: Json = False,
+) -> None:
+    """Make an empty log and its key. A broker makes its own."""
+    if directory.exists() and any(directory.iterdir()):
+        raise SettingsError(f"{directory} is not empty", code="log-exists", stage="arguments")
+    signer = Signer(name=check_key_name(origin), key=Ed25519PrivateKey.generate())
+    write_new(key, f"{signer.encode()}\n".encode())
+    directory.mkdir(parents=True, exist_ok=True)
+    PosixLog.open(directory, signer, create=True).close()
+    vkey = signer.vkey.encode()
+    result: dict[str, object] = {"directory": str(directory), "log_key": vkey, "key": str(key)}
+    lines = [
+        f"log      {directory}",
+        f"log key  {vkey}   (policies and trust files name it)",
+        f"private  {key}   (whoever has it is the log)",
+    ]
+    emit(result, as_json=as_json, lines=lines)
 
 
 @app.command()

@@ -128,6 +128,11 @@ class Signer:
             raise LogFormatError("the key ID is not that of the key", code="malformed-key")
         return signer
 
+    def encode(self) -> str:
+        """Return the private key as text, the form that `parse` reads."""
+        material = b64(bytes([ED25519]) + self.key.private_bytes_raw())
+        return f"PRIVATE+KEY+{self.name}+{self.vkey.key_id.hex()}+{material}"
+
     @property
     def vkey(self) -> VerifierKey:
         """The public half."""

@@ -1,0 +1,1 @@
+"""What operators do: release a build, roll it out."""

@@ -1,0 +1,67 @@
+"""What a release's guest image and OCI layouts say of their own files, held against the manifest. No network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from sealwright.crypto.canonical import parse_json
+from sealwright.errors import ArtefactFormatError, SealwrightError, VerificationError
+from sealwright.ops.release.manifest import IMAGE, ReleaseManifest
+
+IMAGE_FILE = f"{IMAGE}/image.json"
+_BLOB = re.compile(r"oci/[^/]+/blobs/sha256/([^/]+)")
+_HEX = re.compile(r"[0-9a-f]{64}")
+
+
+def image_failures(manifest: ReleaseManifest, image: bytes | None) -> Iterator[SealwrightError]:
+    """Yield what does not fit: an output of `image.json` that is not in the manifest, a blob of another digest.
+
+    Args:
+        image: `image.json`; None: the release has no guest image, or the file is not there.
+    """
+    by_path = {one.path: one.sha256.hex() for one in manifest.of_kind("image", "oci")}
+    if manifest.of_kind("image") and IMAGE_FILE not in by_path:
+        yield ArtefactFormatError("the guest image has no image.json", code="malformed-image", stage="image")
+    for path, sha256 in by_path.items():
+        blob = _BLOB.fullmatch(path)
+        if blob is not None and blob[1] != sha256:
+            yield _mismatch(f"{path} has the digest {sha256[:16]}…")
+    if image is not None:
+        yield from _outputs(image, by_path)
+
+
+def _outputs(raw: bytes, by_path: dict[str, str]) -> Iterator[SealwrightError]:
+    try:
+        named = dict(_named(parse_json(raw, error=ArtefactFormatError)))
+    except SealwrightError as error:
+        yield error
+        return
+    if not named:
+        yield ArtefactFormatError("image.json names no output", code="malformed-image", stage="image")
+    for name, sha256 in named.items():
+        if by_path.get(f"{IMAGE}/{name}") != sha256:
+            yield _mismatch(f"image.json names {name} with another digest than the release")
+
+
+def _named(document: Any) -> Iterator[tuple[str, str]]:
+    """Yield (path, SHA-256 hex) of every output: `outputs` maps names to digests, or to objects that hold one."""
+    outputs = document.get("outputs") if isinstance(document, dict) else None
+    if isinstance(outputs, dict):
+        pairs = list(outputs.items())
+    elif isinstance(outputs, list):
+        pairs = [(one.get("path", one.get("name")), one) for one in outputs if isinstance(one, dict)]
+    else:
+        pairs = []
+    for name, said in pairs:
+        sha256 = said.get("sha256") if isinstance(said, dict) else said
+        if not (isinstance(name, str) and isinstance(sha256, str) and _HEX.fullmatch(sha256)):
+            raise ArtefactFormatError(
+                "an output of image.json has no sha256", code="malformed-image", stage="image"
+            )
+        yield name, sha256
+
+
+def _mismatch(text: str) -> VerificationError:
+    return VerificationError(text, code="release-file-mismatch", stage="image")
