@@ -1,0 +1,242 @@
+"""The coordinator of one round: adds masked updates as they come, and takes the masks off. It is not trusted. No I/O.
+
+Spec: docs/spec/secure-aggregation.md. Not thread-safe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import combinations, islice
+
+import numpy as np
+
+from sealwright.crypto.statement import ed25519
+from sealwright.errors import UnavailableError
+from sealwright.training.secagg.enrol import Enrolment, refused
+from sealwright.training.secagg.fixed import Residues, Sum, decode_sum
+from sealwright.training.secagg.graph import Graph
+from sealwright.training.secagg.messages import (
+    Hello,
+    Masked,
+    Member,
+    Roster,
+    Survivors,
+    Unmask,
+    split_masked,
+    verify_masked,
+)
+from sealwright.training.secagg.prg import Mask, apply_masks
+from sealwright.training.secagg.shamir import combine
+from sealwright.training.secagg.spec import RunSpec
+from sealwright.training.secagg.worker import check_enough, commitment
+
+MAX_TRIES = 64  # subsets of shares that are tried where some are wrong
+
+
+def make_roster(spec: RunSpec, round_number: int, members: Iterable[tuple[Enrolment, bytes]]) -> Roster:
+    """Return the roster of a round: enrolments, each with its current nonce."""
+    listed = [Member(worker=one.worker, enrolment=one.digest(), nonce=nonce) for one, nonce in members]
+    return Roster(
+        run_spec=spec.digest(), round=round_number, members=sorted(listed, key=lambda member: member.worker)
+    )
+
+
+def verify_hello(envelope: bytes, enrolment: Enrolment) -> Hello:
+    """Return a worker's nonce for its next round, proved to be its own."""
+    said = Hello.verify(envelope, [ed25519(enrolment.key)], stage="hello")
+    if (said.run_spec, said.enrolment) != (enrolment.run_spec, enrolment.digest()):
+        raise refused("the hello is of another enrolment", "other-run", "hello")
+    return said
+
+
+class Coordinator:
+    """One round. `receive` each masked update, `survivors` once, `open` each unmask, `sum` at the end."""
+
+    def __init__(self, spec: RunSpec, roster: Roster, enrolments: Iterable[Enrolment]) -> None:
+        self._spec, self.roster, self._digest = spec, roster, roster.digest()
+        self._keys = {one.digest(): ed25519(one.key) for one in enrolments}
+        self._graph = Graph(roster, spec)
+        self._total: Residues = np.zeros(spec.elements + 1, dtype=np.uint32)
+        self._heads: dict[int, Masked] = {}
+        self._survivors: Survivors | None = None
+        self._unmasks: dict[int, Unmask] = {}
+        self.suspects: dict[int, str] = {}  # place: what it sent that does not fit
+
+    @property
+    def received(self) -> list[int]:
+        """Places whose masked update is in the total."""
+        return sorted(self._heads)
+
+    def receive(self, message: bytes | memoryview) -> int:
+        """Add a masked update; return its sender's place.
+
+        Raises:
+            MessageFormatError: `masked-malformed`. VerificationError: `masked-repeated`, `masked-unlisted`,
+                `bad-signature`, `survivors-fixed`.
+        """
+        if self._survivors is not None:
+            raise refused("the survivors of this round are fixed", "survivors-fixed", "masked")
+        envelope, residues = split_masked(message, self._spec.elements + 1)
+        place = self.roster.place(Masked.unverified(envelope).worker)
+        if not place:
+            raise refused(
+                "a masked update of a worker that is not in the roster", "masked-unlisted", "masked"
+            )
+        if place in self._heads:
+            raise refused("a second masked update of a worker", "masked-repeated", "masked")
+        key = self._keys[self.roster.members[place - 1].enrolment]
+        head = verify_masked(envelope, key, residues)
+        self._check_head(head, place)
+        np.add(self._total, residues, out=self._total)
+        self._heads[place] = head
+        return place
+
+    def survivors(self) -> Survivors:
+        """Return who is in the sum, for the countersigner. No update is taken any more.
+
+        Raises:
+            VerificationError: `survivors-too-few`, `seed-mismatch`.
+        """
+        said = Survivors(
+            run_spec=self._spec.digest(),
+            round=self.roster.round,
+            roster=self._digest,
+            alive=self.received or [1],
+        )
+        check_enough(said, self._graph, self._spec)
+        self._check_seeds()
+        self._survivors = said
+        return said
+
+    def shares_for(self, place: int) -> dict[int, bytes]:
+        """Return what the alive neighbours of a place sealed for it, by their places."""
+        return {
+            sender: next(one.ciphertext for one in self._heads[sender].shares if one.neighbour == place)
+            for sender in self._graph.of(place)
+            if sender in self._heads and self._spec.masked
+        }
+
+    def open(self, envelope: bytes) -> bytes:
+        """Take an unmask; return the sender's nonce for the next round.
+
+        Raises:
+            MessageFormatError: malformed. VerificationError: `unmask-repeated`, `masked-unlisted`,
+                `survivors-other-roster`, `bad-signature`.
+        """
+        fixed = self._survivors
+        place = self.roster.place(Unmask.unverified(envelope).worker)
+        if fixed is None or place not in fixed.alive:
+            raise refused("an unmask of a worker that is no survivor", "masked-unlisted", "unmask")
+        if place in self._unmasks:
+            raise refused("a second unmask of a worker", "unmask-repeated", "unmask")
+        key = self._keys[self.roster.members[place - 1].enrolment]
+        said = Unmask.verify(envelope, [key], stage="unmask")
+        if said.survivors != fixed.digest():
+            raise refused("the unmask is for another survivor set", "survivors-other-roster", "unmask")
+        self._unmasks[place] = said
+        for other in said.unopened:
+            self.suspects.setdefault(other, f"member {place} could not open its shares")
+        return said.next_nonce
+
+    def sum(self, *, threads: int = 1) -> Sum:
+        """Return the weighted sum of the survivors' updates.
+
+        Raises:
+            UnavailableError: `too-few-shares`: wait for more unmasks. VerificationError: `sum-implausible`.
+        """
+        if self._survivors is None:
+            raise RuntimeError("survivors are fixed before there is a sum")
+        total = self._total.copy()
+        if self._spec.masked:
+            apply_masks(total, self._masks(self._survivors), threads=threads)
+        return decode_sum(total, self._spec)
+
+    def _masks(self, fixed: Survivors) -> list[Mask]:
+        """Return what is left in the total, to be taken away."""
+        alive = set(fixed.alive)
+        masks = []
+        for place in fixed.alive:
+            head = self._heads[place]
+            masks.append(Mask(self._self_seed(place, head), add=False))
+            for other, wanted in self._commitments(head).items():
+                if other not in alive:
+                    seed = self._pair_seed(place, other, wanted)
+                    masks.append(Mask(seed, add=place > other))
+        return masks
+
+    def _self_seed(self, place: int, head: Masked) -> bytes:
+        shares = {
+            sender: share.share
+            for sender, said in self._unmasks.items()
+            for share in said.self_shares
+            if share.of == place
+        }
+        return self._combined(shares, place, head.self_commitment)
+
+    def _pair_seed(self, place: int, other: int, wanted: bytes) -> bytes:
+        own = self._unmasks.get(place)
+        for given in own.pair_seeds if own is not None else ():
+            if given.dropped == other and commitment(self._digest, given.seed) == wanted:
+                return given.seed
+        shares = {
+            sender: share.share
+            for sender, said in self._unmasks.items()
+            for share in said.pair_shares
+            if (share.of, share.dropped) == (place, other)
+        }
+        return self._combined(shares, place, wanted)
+
+    def _combined(self, shares: Mapping[int, bytes], place: int, wanted: bytes) -> bytes:
+        """Return the seed that shares give and its owner has committed to."""
+        neighbours = self._graph.of(place)
+        threshold = self._spec.threshold_of(len(neighbours))
+        given = {sender: share for sender, share in sorted(shares.items()) if sender in neighbours}
+        for chosen in islice(combinations(given, threshold), MAX_TRIES):
+            seed = combine({sender: given[sender] for sender in chosen})
+            if seed is not None and commitment(self._digest, seed) == wanted:
+                return seed
+        if len(given) >= threshold:
+            self.suspects.setdefault(place, "shares of its seed do not give what it has committed to")
+        raise UnavailableError(
+            f"{len(given)} shares of member {place}'s seed, and {threshold} good ones are needed: "
+            "wait for more workers, or repeat the round",
+            code="too-few-shares",
+            stage="sum",
+        )
+
+    def _check_head(self, head: Masked, place: int) -> None:
+        if (head.run_spec, head.round, head.roster) != (
+            self._spec.digest(),
+            self.roster.round,
+            self._digest,
+        ):
+            raise refused("a masked update of another round or roster", "masked-malformed", "masked")
+        wanted = list(self._graph.of(place)) if self._spec.masked else []
+        if [one.neighbour for one in head.commitments] != wanted or [
+            one.neighbour for one in head.shares
+        ] != wanted:
+            raise refused(
+                "commitments or shares are not for the worker's neighbours", "masked-malformed", "masked"
+            )
+
+    def _check_seeds(self) -> None:
+        """Prove that both ends of each pair of survivors use the same seed."""
+        said = {place: self._commitments(head) for place, head in self._heads.items()}
+        wrong = [
+            (place, other)
+            for place, commitments in said.items()
+            for other, digest in commitments.items()
+            if place < other and other in said and said[other].get(place) != digest
+        ]
+        if wrong:
+            for place in wrong[0]:
+                self.suspects[place] = "the seed of a pair is not the same at both ends"
+            raise refused(
+                f"members {wrong[0]} do not use the same seed: repeat without them",
+                "seed-mismatch",
+                "survivors",
+            )
+
+    @staticmethod
+    def _commitments(head: Masked) -> dict[int, bytes]:
+        return {one.neighbour: one.digest for one in head.commitments}
