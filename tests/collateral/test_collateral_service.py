@@ -15,12 +15,14 @@ from starlette.applications import Starlette
 from tests.collateral.support import FakeTime, milan_chain, milan_crl, quick_world, running
 
 from sealwright.collateral import client
+from sealwright.collateral import service as module
+from sealwright.collateral.budget import Budget
 from sealwright.collateral.cache import Cache
 from sealwright.collateral.client import Fetcher
 from sealwright.collateral.need import Need
 from sealwright.collateral.record import Piece, Served
 from sealwright.collateral.routes import collateral_routes
-from sealwright.collateral.service import CollateralService
+from sealwright.collateral.service import NOT_FOUND_S, REFUSED_S, CollateralService
 from sealwright.collateral.sources import Answer, Hosts, Request
 from sealwright.collateral.surroundings import Patience, World
 from sealwright.errors import CollateralError, UnavailableError
@@ -233,23 +235,141 @@ async def test_offline(tmp_path: Path) -> None:
         assert (await service.get(CRL)).state(NOW) == "due"
 
 
-async def test_a_vendor_that_fails_is_not_asked_again_for_a_minute(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("status", "code", "pause_s"),
+    [(404, "collateral-not-found", NOT_FOUND_S), (500, "collateral-unreachable", REFUSED_S)],
+)
+async def test_a_vendor_that_fails_is_not_asked_for_the_same_again_for_a_while(
+    tmp_path: Path, status: int, code: str, pause_s: float
+) -> None:
     clock = [0.0]
 
     async def sleep(seconds: float) -> None:
         clock[0] += seconds
 
     world = World(clock=lambda: clock[0], sleep=sleep, now=lambda: NOW)
-    async with serving(tmp_path, lambda request: httpx2.Response(404), world) as service:
+    async with serving(tmp_path, lambda request: httpx2.Response(status), world) as service:
+        budget = Budget(world.clock)
         for _ in range(3):
             with pytest.raises(UnavailableError) as caught:
-                await service.get(CRL)
-            assert caught.value.code == "collateral-not-found"
+                await service.get(CRL, payer=budget.payer("192.0.2.1"))
+            assert caught.value.code == code
         assert service.counters.upstream == 1
-        clock[0] += 61
+        clock[0] += pause_s - 2
+        with pytest.raises(UnavailableError):
+            await service.get(CRL)
+        assert service.counters.upstream == 1
+        clock[0] += 4
         with pytest.raises(UnavailableError):
             await service.get(CRL)
         assert service.counters.upstream == 2
+
+
+def chip(number: int) -> Need:
+    """Return the VCEK of a chip that may not exist."""
+    return Need("amd-vcek", f"Milan:{number:0128x}:3:0:8:115")
+
+
+async def test_a_peer_that_makes_up_chips_spends_its_own_budget_and_its_own_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "read_answer", any_answer)
+    time = FakeTime()
+    order: list[str] = []
+
+    def kds(request: httpx2.Request) -> httpx2.Response:
+        order.append(request.url.path)
+        return httpx2.Response(200, content=request.url.path.encode())
+
+    budget = Budget(time.clock, pieces=64)
+    async with serving(tmp_path, kds, time.world()) as service:
+        refused = 0
+        for number in range(180):
+            try:
+                await service.get(chip(number), wait_s=0, payer=budget.payer("192.0.2.1"))
+            except UnavailableError as exc:
+                refused += exc.code == "collateral-over-budget"
+        assert refused == 180 - 64
+        assert service.counters.upstream == 64
+        got: list[Piece] = []
+
+        async def honest() -> None:
+            got.append(await service.get(chip(1000), payer=budget.payer("198.51.100.7")))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(honest)
+            await time.run(lambda: bool(got))
+        assert time.seconds <= 20, "its turn came before all but the first of the 64"
+        assert len(order) <= 3
+
+
+async def test_who_waits_for_what_a_slow_peer_asked_for_has_it_in_its_own_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "read_answer", any_answer)
+    time = FakeTime()
+    budget = Budget(time.clock)
+    async with serving(tmp_path, lambda _: httpx2.Response(200, content=b"x"), time.world()) as service:
+        for number in range(
+            40
+        ):  # the peer knows whom it wants to delay: the last one is somebody else's chip
+            with pytest.raises(UnavailableError):
+                await service.get(chip(number), wait_s=0, payer=budget.payer("192.0.2.1"))
+        got: list[Piece] = []
+
+        async def honest() -> None:
+            got.append(await service.get(chip(39), payer=budget.payer("198.51.100.7")))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(honest)
+            await time.run(lambda: bool(got))
+        assert time.seconds <= 20
+        assert (service.counters.coalesced, service.counters.upstream) == (1, 40)
+
+
+async def test_many_peers_do_not_fill_all_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_PEER_FLIGHTS", 8)
+    gate = anyio.Event()
+
+    async def slow(request: httpx2.Request) -> httpx2.Response:
+        await gate.wait()
+        return httpx2.Response(404)
+
+    budget = Budget(lambda: 0.0)
+    async with serving(tmp_path, slow, quick_world(NOW)[0]) as service:  # type: ignore[arg-type]
+
+        async def begin(number: int, peer: str | None) -> str:
+            payer = None if peer is None else budget.payer(peer)
+            with pytest.raises(UnavailableError) as caught:
+                await service.get(chip(number), wait_s=0.001, payer=payer)
+            return caught.value.code
+
+        for number in range(8):
+            assert await begin(number, f"192.0.2.{number % 2}") == "collateral-pending"
+        assert await begin(8, "192.0.2.0") == "collateral-rate-limited", "it holds as many as any other"
+        for number in (9, 10, 11):
+            assert await begin(number, "198.51.100.7") == (
+                "collateral-pending" if number < 11 else "collateral-rate-limited"
+            )
+        assert service.counters.given_up == 2
+        assert service.pending_s(chip(7)) is None, "the newest call of a peer that held four"
+        assert service.pending_s(chip(0)) is not None
+        assert await begin(12, None) == "collateral-pending", "what is ours has places of its own"
+        gate.set()
+
+
+async def test_a_cache_that_cannot_be_read_does_not_end_the_refreshing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> object:
+        raise UnavailableError("no", code="cache-unusable", stage="cache")
+
+    time = FakeTime(NOW)
+    async with serving(tmp_path, crl, time.world()) as service, anyio.create_task_group() as tasks:
+        monkeypatch.setattr(Cache, "entries", broken)
+        tasks.start_soon(service.keep_fresh)
+        await time.run(lambda: service.counters.refresh_failed == 3)
+        tasks.cancel_scope.cancel()
 
 
 async def test_a_bug_in_one_answer_does_not_end_the_others(
@@ -296,7 +416,7 @@ async def test_brokers_do_not_ask_at_the_same_moment(tmp_path: Path) -> None:
 
 
 async def asked(service: CollateralService, path: str, *, wait_s: float = 0.05) -> httpx2.Response:
-    app = Starlette(routes=collateral_routes(service, wait_s=wait_s))
+    app = Starlette(routes=collateral_routes(service, Budget(lambda: 0.0), wait_s=wait_s))
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://broker") as one:
         return await one.get(f"/sealwright/v1/collateral/{path}")
 
@@ -325,6 +445,7 @@ async def test_the_route_has_bounds(tmp_path: Path) -> None:
             f"amd-vcek/Milan:{'0' * 128}:1:2:3:4",
             "azure-thim/this-vm",
             "intel-tcb-info/tdx:000000000000",
+            "amd-crl/vcek:Madeup1",
         ):
             answer = await asked(service, path)
             assert (answer.status_code, answer.json()["code"]) == (404, "collateral-missing")
@@ -361,7 +482,7 @@ async def test_an_enclave_fetches_from_its_broker_over_http(tmp_path: Path) -> N
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with CollateralService(cache, None, world=quick_world(NOW)[0]) as service:
             services.append(service)
-            app.router.routes.extend(collateral_routes(service))
+            app.router.routes.extend(collateral_routes(service, Budget(lambda: 0.0)))
             yield
 
     with running(Starlette(lifespan=lifespan)) as url:
@@ -371,3 +492,19 @@ async def test_an_enclave_fetches_from_its_broker_over_http(tmp_path: Path) -> N
             with pytest.raises(UnavailableError) as caught:
                 await fetcher.fetch(milan_chain()[0])
             assert caught.value.code == "collateral-not-found"
+
+
+async def test_the_route_spends_the_budget_of_who_asks(tmp_path: Path) -> None:
+    async with serving(tmp_path, down, quick_world(NOW)[0]) as service:
+        budget = Budget(lambda: 0.0, pieces=1)
+        app = Starlette(routes=collateral_routes(service, budget, wait_s=5))
+
+        async def ask(peer: str, path: str) -> tuple[int, str]:
+            transport = httpx2.ASGITransport(app, client=(peer, 1))
+            async with httpx2.AsyncClient(transport=transport, base_url="http://broker") as one:
+                answer = await one.get(f"/sealwright/v1/collateral/{path}")
+                return answer.status_code, answer.json()["code"]
+
+        assert await ask("192.0.2.1", "amd-crl/vcek:Milan") == (503, "collateral-unreachable")
+        assert await ask("192.0.2.1", "amd-crl/vcek:Genoa") == (429, "collateral-over-budget")
+        assert await ask("192.0.2.2", "amd-crl/vcek:Genoa") == (503, "collateral-unreachable")

@@ -7,7 +7,7 @@ compressed. None of that makes collateral genuine; it keeps a bad day of a vendo
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -28,7 +28,7 @@ from sealwright.collateral.http import (
     refused,
 )
 from sealwright.collateral.need import Need
-from sealwright.collateral.pace import Pacer
+from sealwright.collateral.pace import OURS, Pacer
 from sealwright.collateral.record import Piece
 from sealwright.collateral.sources import Answer, Hosts, Request, read_answer, request_for
 from sealwright.collateral.surroundings import Patience, Progress, World, quiet
@@ -107,12 +107,15 @@ class Fetcher:
         await self._far.aclose()
         await self._near.aclose()
 
-    def expected_s(self, need: Need) -> float:
+    def expected_s(self, need: Need, owners: Sequence[str] = OURS) -> float:
         """Return how long `need` would wait for its turn now, seconds."""
-        return self._pacer.expected_s(request_for(need, self.hosts).lane)
+        return self._pacer.expected_s(request_for(need, self.hosts).lane, owners)
 
-    async def fetch(self, need: Need) -> Piece:
+    async def fetch(self, need: Need, *, owners: Sequence[str] = OURS) -> Piece:
         """Return what the vendor answers now: in its format, and about `need`. It is not verified.
+
+        Args:
+            owners: who wants it; those who want much do not delay the others. May grow meanwhile.
 
         Raises:
             UnavailableError: `collateral-unreachable`, `collateral-rate-limited`, `collateral-not-found`,
@@ -122,7 +125,7 @@ class Fetcher:
         url = request.url(self.hosts)
         host = urlsplit(url).hostname
         for attempt in range(1, self._patience.attempts + 1):
-            await self._turn(need, request)
+            await self._turn(need, request, owners)
             try:
                 answer = await self._ask(request, url)
                 piece = read_answer(need, request, answer, now=self._world.now())
@@ -139,11 +142,11 @@ class Fetcher:
             return piece
         raise RuntimeError("the last attempt returns or raises")
 
-    async def _turn(self, need: Need, request: Request) -> None:
-        expected = self._pacer.expected_s(request.lane)
+    async def _turn(self, need: Need, request: Request, owners: Sequence[str]) -> None:
+        expected = self._pacer.expected_s(request.lane, owners)
         if expected > 0:
             self._progress(Progress(need=need, event="waiting", seconds=expected, text="for the rate limit"))
-        await self._pacer.turn(request.lane, longest_s=self._patience.longest_queue_s)
+        await self._pacer.turn(request.lane, longest_s=self._patience.longest_queue_s, owners=owners)
         self._progress(Progress(need=need, event="asking"))
 
     async def _pause(self, need: Need, request: Request, attempt: int, why: Again, text: str) -> None:

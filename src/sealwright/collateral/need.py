@@ -32,6 +32,7 @@ Kind = Literal[
 Source = Literal["amd-kds", "azure-imds", "intel-pcs", "nvidia-rim", "nvidia-ocsp", "google"]
 
 _DAY = timedelta(days=1)
+PRODUCTS = frozenset({"Milan", "Genoa", "Turin"})  # of AMD; others have names of this form
 _PRODUCT = r"[A-Z][A-Za-z0-9]{1,15}"
 _SPL = r"(?:0|[1-9][0-9]?|1[0-9]{2}|2[0-4][0-9]|25[0-5])"
 _UPDATE = r"(?::(?:early|[1-9][0-9]{0,5}))?"  # standard, early, or a tcbEvaluationDataNumber
@@ -47,7 +48,7 @@ class KindFacts:
     max_age: timedelta | None  # asked for again when it was fetched so long ago; None: it never changes
     in_bag: bool = True  # `Endorsements.detect` reads it
     kept: bool = True  # in the cache; else it is about the machine that asks, at that moment
-    finite: bool = False  # so few keys that whoever asks may have them fetched
+    finite: bool = False  # few keys; see `Need.listed`
 
 
 def _facts(source: Source, key: str, max_age: timedelta | None, **more: bool | str) -> KindFacts:
@@ -119,6 +120,11 @@ class Need:
     def parts(self) -> list[str]:
         """The key's parts."""
         return self.key.split(":")
+
+    @property
+    def listed(self) -> bool:
+        """Whether it is one of a few names, so that whoever asks may have it fetched."""
+        return self.facts.finite and (self.source != "amd-kds" or self.parts[-1] in PRODUCTS)
 
     def __str__(self) -> str:
         return f"{self.kind} {self.key if len(self.key) <= 48 else self.key[:45] + '…'}"

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from sealwright.collateral.budget import Budget, Payer
 from sealwright.collateral.need import Need
 from sealwright.collateral.record import Piece
 from sealwright.collateral.service import CollateralService
@@ -21,17 +22,21 @@ _NOT_THERE = frozenset({"collateral-missing", "collateral-not-found"})
 PROBLEMS = "urn:sealwright:error:"
 
 
-def collateral_routes(service: CollateralService, *, wait_s: float = WAIT_S) -> list[BaseRoute]:
+def collateral_routes(
+    service: CollateralService, budget: Budget, *, wait_s: float = WAIT_S
+) -> list[BaseRoute]:
     """Return `GET /sealwright/v1/collateral/{kind}/{key}`.
 
-    Whoever asks gets what is in the cache or being fetched. An upstream call is begun only for kinds with few keys:
-    else one peer could fill the queue of a rate-limited vendor with chips that do not exist. What evidence needs is
-    asked for by the broker, when it has seen the evidence.
+    Whoever asks gets what is in the cache or being fetched. An upstream call is begun only for the few names that
+    exist for certain, and the peer's budget pays for it. What evidence needs is asked for by the broker, when it has
+    seen the evidence.
     """
-    return [Route(f"{PATH}/{{kind}}/{{key}}", _piece(service, wait_s), methods=["GET"])]
+    return [Route(f"{PATH}/{{kind}}/{{key}}", _piece(service, budget, wait_s), methods=["GET"])]
 
 
-def _piece(service: CollateralService, wait_s: float) -> Callable[[Request], Awaitable[Response]]:
+def _piece(
+    service: CollateralService, budget: Budget, wait_s: float
+) -> Callable[[Request], Awaitable[Response]]:
     async def get(request: Request) -> Response:
         kind, key = request.path_params["kind"], request.path_params["key"]
         try:
@@ -39,12 +44,14 @@ def _piece(service: CollateralService, wait_s: float) -> Callable[[Request], Awa
         except FormatError as exc:
             return _problem(400, exc.code)
         try:
-            piece = await _answer(service, need, wait_s)
+            peer = "" if request.client is None else request.client.host
+            piece = await _answer(service, need, wait_s, budget.payer(peer))
         except SealwrightError as exc:
             if exc.code in _NOT_THERE:
                 return _problem(404, exc.code)
             wait = max(1, math.ceil(service.pending_s(need) or 0.0))
-            return _problem(503, exc.code, retry_after_s=min(wait, 3600))
+            status = 429 if exc.code == "collateral-over-budget" else 503
+            return _problem(status, exc.code, retry_after_s=min(wait, 3600))
         if piece is None:
             return _problem(404, "collateral-missing")
         return Response(piece.served().encode(), media_type="application/json")
@@ -52,12 +59,12 @@ def _piece(service: CollateralService, wait_s: float) -> Callable[[Request], Awa
     return get
 
 
-async def _answer(service: CollateralService, need: Need, wait_s: float) -> Piece | None:
+async def _answer(service: CollateralService, need: Need, wait_s: float, payer: Payer) -> Piece | None:
     if not need.facts.kept:
         return None
-    known = need.facts.finite or service.pending_s(need) is not None
+    known = need.listed or service.pending_s(need) is not None
     if known or await service.cached(need) is not None:
-        return await service.get(need, wait_s=wait_s)
+        return await service.get(need, wait_s=wait_s, payer=payer)
     return None
 
 
