@@ -6,13 +6,14 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from sealwright.appraisal.platform import Appraisal
 from sealwright.appraisal.policy import KeyPolicy
-from sealwright.broker.backend import KeyBackend
+from sealwright.broker.backend import Backends, WrapContext
+from sealwright.broker.rows import Changes, KeyRow
 from sealwright.broker.settings import BrokerSecrets
-from sealwright.broker.state import State
+from sealwright.broker.state import State, View
 from sealwright.crypto.hpke import Aead, Kdf, Kem
 from sealwright.errors import AppraisalError, SealwrightError
 from sealwright.evidence.envelope import EvidenceEnvelope
@@ -22,6 +23,7 @@ from sealwright.protocol.lease import BrokerKeys
 BROKER_KEYS_LIFE = timedelta(hours=48)  # twice the longest lease
 BROKER_KEYS_RENEW = timedelta(hours=12)
 JOURNAL_KEY_ID = 1
+T = TypeVar("T")
 
 
 class Appraiser(Protocol):
@@ -47,7 +49,7 @@ class Core:
 
     secrets: BrokerSecrets
     state: State
-    backend: KeyBackend
+    backend: Backends
     appraise: Appraiser
     random: Callable[[int], bytes]
     _keys: tuple[BrokerKeys, bytes] | None = field(default=None, repr=False)
@@ -84,6 +86,43 @@ class Core:
             not_before=now,
             not_after=now + BROKER_KEYS_LIFE,
         )
+
+
+def decided(core: Core, action: str, said: Mapping[str, object], work: Callable[[], T]) -> T:
+    """Return what `work` returns; log its refusal, as the administrator's `action`, before that is raised."""
+    try:
+        return work()
+    except SealwrightError as error:
+        core.refuse(error, action=f"admin-{action}", **said)
+        raise
+
+
+def changed(
+    core: Core, action: str, said: Mapping[str, object], work: Callable[[View], tuple[Changes, T]]
+) -> T:
+    """Change rows as `work` says, under the lock, with the administrator's `action` as a logged decision."""
+
+    def change() -> T:
+        with core.state.lock:
+            view = core.state.view()
+            changes, result = work(view)
+            fields = {**said, "action": f"admin-{action}", "verdict": "grant"}
+            core.state.change(view, changes, present(fields))
+        return result
+
+    return decided(core, action, said, change)
+
+
+def wrap_context(row: KeyRow) -> WrapContext:
+    """Return what the key of a row is wrapped for."""
+    return WrapContext(kid=row.kid, tenant=row.tenant, policy_digest=row.policy.digest(), epoch=row.epoch)
+
+
+def rewrapped(core: Core, row: KeyRow, fields: Mapping[str, object]) -> KeyRow:
+    """Return `row` with other `fields`, its key wrapped for them by the active backend."""
+    new = row.model_copy(update=fields)
+    wrapped = core.backend.rewrap(row.wrapped, wrap_context(row), wrap_context(new))
+    return new.model_copy(update={"wrapped": wrapped})
 
 
 def refusal(error: SealwrightError, fields: Mapping[str, object]) -> dict[str, object]:

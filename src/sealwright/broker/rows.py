@@ -46,6 +46,16 @@ class KeyRow(Document):
     admitted: Admitted | None = None
 
 
+class BackendRow(Document):
+    """A key backend that an administrator made active, with the settings it was approved with."""
+
+    name: Name
+    kind: str
+    key: str  # the root key's name there
+    settings_digest: Digest
+    status: Literal["active", "former"]
+
+
 class CallerRow(Document):
     """Someone who may ask enclaves for answers."""
 

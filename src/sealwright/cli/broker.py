@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import typer
 
+from sealwright.cli._broker_backends import app as backend
 from sealwright.cli._output import emit
 from sealwright.crypto.encoding import b64url, b64url_decode
 from sealwright.errors import SettingsError, UnavailableError
@@ -27,6 +28,7 @@ owner = _group("Owners' keys, whose manifests are admitted.")
 manifest = _group("The manifest that a key may open.")
 decisions = _group("Decisions in the log.")
 for _name, _app in {
+    "backend": backend,
     "key": key,
     "policy": policy,
     "caller": caller,
@@ -85,6 +87,14 @@ def serve(
         Path | None,
         typer.Option(metavar="DIR", help="Cache of `sealwright collateral`, read at each attestation."),
     ] = None,
+    backends: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Key backends; default: backends.json of the folder."),
+    ] = None,
+    approve_backend: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Take this backend's changed settings as meant; once."),
+    ] = None,
     log_format: Annotated[str, typer.Option(help="text or json; one line a request, on stderr.")] = "text",
 ) -> None:
     """Serve enclaves and the administrator. Ends on SIGTERM or SIGINT."""
@@ -98,7 +108,14 @@ def serve(
     server.harden()
     log = Journalist(as_json=log_format == "json")
     with (
-        open_broker(directory, holder=holder, new_holder=new_holder, collateral=collateral) as running,
+        open_broker(
+            directory,
+            holder=holder,
+            new_holder=new_holder,
+            collateral=collateral,
+            backends=backends,
+            approve=approve_backend or (),
+        ) as running,
         server.bind(host, port) as sock,
     ):
         shown = f"[{host}]" if ":" in host else host
@@ -110,8 +127,11 @@ def serve(
 @app.command()
 def status(broker: Broker, token_file: TokenFile, as_json: Json = False) -> None:
     """Say how the broker stands: root, log, keys, leases, count mismatches, rollback protection."""
-    found = _ask(broker, token_file, "GET", "/status")
-    lines = [f"{name:17} {value}" for name, value in found.items() if name != "count_mismatches"]
+    found = ask(broker, token_file, "GET", "/status")
+    lines = [
+        f"{name:17} {value}" for name, value in found.items() if name not in ("count_mismatches", "backend")
+    ]
+    lines += [f"backend {name:9} {value}" for name, value in found.get("backend", {}).items()]
     mismatches = found.get("count_mismatches") or []
     lines.append(f"{'count mismatches':17} {len(mismatches)}")
     lines += [
@@ -133,13 +153,13 @@ def key_create(
 ) -> None:
     """Make a key inside the broker, under a policy."""
     body = {"tenant": tenant, "kid": kid, "model": model, "policy": _text(policy_file)}
-    _emit_key(_ask(broker, token_file, "POST", "/keys", body), as_json=as_json)
+    _emit_key(ask(broker, token_file, "POST", "/keys", body), as_json=as_json)
 
 
 @key.command("list")
 def key_list(broker: Broker, token_file: TokenFile, as_json: Json = False) -> None:
     """List all keys."""
-    found = _ask(broker, token_file, "GET", "/keys")
+    found = ask(broker, token_file, "GET", "/keys")
     lines = [f"{item['kid']:24} {item['tenant']:16} {item['status']}" for item in found["keys"]]
     emit(found, as_json=as_json, lines=lines or ["no keys yet"])
 
@@ -149,7 +169,7 @@ def key_status(
     kid: Annotated[str, typer.Argument()], broker: Broker, token_file: TokenFile, as_json: Json = False
 ) -> None:
     """Show one key: policy, admitted manifest, whether it is revoked."""
-    _emit_key(_ask(broker, token_file, "GET", f"/keys/{_path(kid)}"), as_json=as_json)
+    _emit_key(ask(broker, token_file, "GET", f"/keys/{_path(kid)}"), as_json=as_json)
 
 
 @key.command("revoke")
@@ -157,7 +177,7 @@ def key_revoke(
     kid: Annotated[str, typer.Argument()], broker: Broker, token_file: TokenFile, as_json: Json = False
 ) -> None:
     """Release a key no more. An enclave that has it keeps it until its lease ends."""
-    _emit_key(_ask(broker, token_file, "POST", f"/keys/{_path(kid)}/revoke"), as_json=as_json)
+    _emit_key(ask(broker, token_file, "POST", f"/keys/{_path(kid)}/revoke"), as_json=as_json)
 
 
 @policy.command("set")
@@ -170,7 +190,7 @@ def policy_set(
 ) -> None:
     """Give a key another policy; it decides from the next request on."""
     body = {"policy": _text(policy_file)}
-    _emit_key(_ask(broker, token_file, "POST", f"/keys/{_path(kid)}/policy", body), as_json=as_json)
+    _emit_key(ask(broker, token_file, "POST", f"/keys/{_path(kid)}/policy", body), as_json=as_json)
 
 
 @manifest.command("admit")
@@ -189,7 +209,7 @@ def manifest_admit(
     body: dict[str, object] = {"envelope": b64url(_bytes(envelope)), "force": force}
     if owner_key is not None:
         body["owner_key"] = owner_key
-    _emit_key(_ask(broker, token_file, "POST", f"/keys/{_path(kid)}/manifest", body), as_json=as_json)
+    _emit_key(ask(broker, token_file, "POST", f"/keys/{_path(kid)}/manifest", body), as_json=as_json)
 
 
 @owner.command("add")
@@ -203,7 +223,7 @@ def owner_add(
     """Admit manifests signed by one more key of the owner."""
     b64url_decode(owner_key, length=32, error=SettingsError)
     body = {"key": owner_key}
-    found = _ask(broker, token_file, "POST", f"/tenants/{_path(tenant)}/owners", body)
+    found = ask(broker, token_file, "POST", f"/tenants/{_path(tenant)}/owners", body)
     emit(found, as_json=as_json, lines=[f"owner key  {found['key_id']} of {tenant}"])
 
 
@@ -216,7 +236,7 @@ def caller_add(
     as_json: Json = False,
 ) -> None:
     """Let someone ask enclaves for answers. The credential is shown once and kept as a digest."""
-    found = _ask(broker, token_file, "POST", f"/tenants/{_path(tenant)}/callers", {"caller": name})
+    found = ask(broker, token_file, "POST", f"/tenants/{_path(tenant)}/callers", {"caller": name})
     emit(found, as_json=as_json, lines=[str(found["credential"])])
 
 
@@ -225,7 +245,7 @@ def caller_list(
     tenant: Annotated[str, typer.Argument()], broker: Broker, token_file: TokenFile, as_json: Json = False
 ) -> None:
     """List the callers of a tenant."""
-    found = _ask(broker, token_file, "GET", f"/tenants/{_path(tenant)}/callers")
+    found = ask(broker, token_file, "GET", f"/tenants/{_path(tenant)}/callers")
     emit(found, as_json=as_json, lines=found["callers"] or ["no callers yet"])
 
 
@@ -238,7 +258,7 @@ def caller_remove(
     as_json: Json = False,
 ) -> None:
     """Take a caller out; enclaves learn it with their next lease."""
-    found = _ask(broker, token_file, "DELETE", f"/tenants/{_path(tenant)}/callers/{_path(name)}")
+    found = ask(broker, token_file, "DELETE", f"/tenants/{_path(tenant)}/callers/{_path(name)}")
     emit(found, as_json=as_json, lines=[f"removed  {name} of {tenant}"])
 
 
@@ -250,7 +270,7 @@ def decisions_list(
     as_json: Json = False,
 ) -> None:
     """List the newest decisions, opened."""
-    found = _ask(broker, token_file, "GET", f"/decisions?limit={limit}")
+    found = ask(broker, token_file, "GET", f"/decisions?limit={limit}")
     lines = [
         f"{item['index']:>6}  {item['at']}  {item['verdict']:6}  {item['action']:20} "
         f"{item.get('code', ''):24} {item.get('kid', item.get('tenant', ''))}"
@@ -259,7 +279,8 @@ def decisions_list(
     emit(found, as_json=as_json, lines=lines or ["no decisions yet"])
 
 
-def _ask(broker: str, token_file: Path, method: str, path: str, body: Any = None) -> dict[str, Any]:
+def ask(broker: str, token_file: Path, method: str, path: str, body: Any = None) -> dict[str, Any]:
+    """Return the answer to one of the administrator's requests. Raises as `AdminClient.ask`."""
     from sealwright.client.admin import AdminClient
 
     with AdminClient(broker, _token(token_file)) as client:
