@@ -78,7 +78,7 @@ class TransitBackend:
         return str(_number(key, "latest_version", self._name))
 
     def create(self, context: WrapContext) -> Wrapped:
-        """Return 32 random bytes, wrapped: a data key of the engine could not be bound to its context."""
+        """Return 32 random bytes, wrapped: not every server binds its data keys to a context."""
         with wiped(bytearray(os.urandom(KEY_BYTES))) as key:
             return self.wrap(key, context)
 
