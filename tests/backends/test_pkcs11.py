@@ -132,6 +132,7 @@ def sealwright(*arguments: str) -> dict[str, Any]:
     return json.loads(ran.stdout)
 
 
+@pytest.mark.slow  # starts a broker and a dozen commands, about 6 s
 def test_the_commands_from_a_new_token_to_moved_keys(hsm: SoftHsm, tmp_path: Path) -> None:
     """broker backend check, create-key, use, move, rotate, list; broker status; doctor."""
     from tests.broker.support import World
