@@ -9,8 +9,8 @@ from typing import TypeVar
 
 from sealwright.appraisal.policy import KeyPolicy
 from sealwright.broker.answers import sweep
-from sealwright.broker.backend import WrapContext
-from sealwright.broker.core import Core, present
+from sealwright.broker.backend import wiped
+from sealwright.broker.core import Core, administered, changed, present, rewrapped, wrap_context
 from sealwright.broker.rows import Admitted, CallerRow, Changes, KeyRow, LeaseRow, MismatchRow, OwnerRow
 from sealwright.broker.state import View
 from sealwright.crypto.canonical import parse_json
@@ -19,7 +19,7 @@ from sealwright.crypto.dsse import key_id
 from sealwright.crypto.encoding import b64url, rfc3339
 from sealwright.crypto.hpke import HpkePublicKey, Kem, seal_to
 from sealwright.crypto.statement import ed25519
-from sealwright.errors import AppraisalError, AppraisalFailure, RevokedError, SealwrightError
+from sealwright.errors import AppraisalError, AppraisalFailure, RevokedError
 from sealwright.protocol.lease import credential_digest
 from sealwright.protocol.sealing_key import SealingKey
 from sealwright.sealing.manifest import Manifest
@@ -47,16 +47,15 @@ class Admin:
             loaded.check_time(now)
             if view.get(KeyRow, "key", kid) is not None:
                 raise _refused(f"there is a key {kid} already", "key-exists")
-            key = self._core.backend.generate()
             row = validated(
                 KeyRow,
                 {"kid": kid, "tenant": tenant, "model": model, "created": now, "epoch": view.epoch + 1}
                 | {"policy": loaded, "wrapped": b""},
             )
-            row = self._wrapped(row, key)
+            row = row.model_copy(update={"wrapped": self._core.backend.create(wrap_context(row))})
             return {("key", kid): row.encode()}, row
 
-        return describe(self.changed("key-create", said, work))
+        return self._describe(self.changed("key-create", said, work))
 
     def set_policy(self, kid: str, policy: bytes) -> Json:
         """Give a key another policy (YAML, or signed) and wrap it again.
@@ -71,12 +70,11 @@ class Admin:
             row = _active(view, kid)
             if row.policy.signers is not None:
                 row.policy.succeeded_by(policy, at=self._state.now())
-            secret = self._core.backend.unwrap(row.wrapped, _context(row))
-            row = self._wrapped(row.model_copy(update={"policy": loaded, "epoch": view.epoch + 1}), secret)
+            row = rewrapped(self._core, row, {"policy": loaded, "epoch": view.epoch + 1})
             said["tenant"] = row.tenant
             return {("key", kid): row.encode()}, row
 
-        return describe(self.changed("policy-set", said, work))
+        return self._describe(self.changed("policy-set", said, work))
 
     def revoke_key(self, kid: str) -> Json:
         """Release a key no more. Who holds it keeps it until the lease ends."""
@@ -88,17 +86,17 @@ class Admin:
             said["tenant"] = row.tenant
             return {("key", kid): row.encode()}, row
 
-        return describe(self.changed("key-revoke", said, work))
+        return self._describe(self.changed("key-revoke", said, work))
 
     def list_keys(self) -> list[Json]:
         """List all keys."""
         with self._state.lock:
-            return [describe(row) for row in self._state.view().all(KeyRow, "key")]
+            return [self._describe(row) for row in self._state.view().all(KeyRow, "key")]
 
     def key(self, kid: str) -> Json:
         """Describe one key."""
         with self._state.lock:
-            return describe(_key(self._state.view(), kid))
+            return self._describe(_key(self._state.view(), kid))
 
     def add_caller(self, tenant: str, caller: str) -> str:
         """Return a fresh credential for a caller: shown once, kept as a digest."""
@@ -174,7 +172,7 @@ class Admin:
             row = row.model_copy(update={"admitted": admitted})
             return {**changes, ("key", kid): row.encode()}, row
 
-        return describe(self.changed("manifest-admit", said, work))
+        return self._describe(self.changed("manifest-admit", said, work))
 
     def sealing_key(self, kid: str, public: bytes) -> bytes:
         """Return a key sealed to the owner's X-Wing key, as a statement (DSSE). The decision is logged first."""
@@ -238,28 +236,14 @@ class Admin:
         return self._state.view()
 
     def _decided(self, action: str, said: Json, work: Callable[[], T]) -> T:
-        try:
-            return work()
-        except SealwrightError as error:
-            self._core.refuse(error, action=f"admin-{action}", **said)
-            raise
+        return administered(self._core, action, said, work)
 
     def changed(self, action: str, said: Json, work: Callable[[View], tuple[Changes, T]]) -> T:
-        def change() -> T:
-            with self._state.lock:
-                view = self._state.view()
-                changes, result = work(view)
-                fields = {**said, "action": f"admin-{action}", "verdict": "grant"}
-                self._state.change(view, changes, present(fields))
-            return result
+        """Change rows as `work` says, as a logged decision of the administrator."""
+        return changed(self._core, action, said, work)
 
-        return self._decided(action, said, change)
-
-    def _wrapped(self, row: KeyRow, secret: bytearray) -> KeyRow:
-        try:
-            return row.model_copy(update={"wrapped": self._core.backend.wrap(secret, _context(row))})
-        finally:
-            secret[:] = bytes(len(secret))
+    def _describe(self, row: KeyRow) -> Json:
+        return describe(row) | self._core.backend.describe(row.wrapped)
 
     def _seal(self, row: KeyRow, recipient: HpkePublicKey) -> SealingKey:
         sealed = SealingKey(
@@ -271,21 +255,15 @@ class Admin:
             enc=b"",
             ciphertext=b"",
         )
-        secret = self._core.backend.unwrap(row.wrapped, _context(row))
-        try:
+        with wiped(self._core.backend.unwrap(row.wrapped, wrap_context(row))) as secret:
             enc, ciphertext = seal_to(recipient, sealed.hpke_info(), b"", bytes(secret))
-        finally:
-            secret[:] = bytes(len(secret))
         return sealed.model_copy(update={"enc": enc, "ciphertext": ciphertext})
 
     def _check_key(self, row: KeyRow, manifest: Manifest) -> None:
         if manifest.kid != row.kid:
             raise _refused(f"the manifest is for key {manifest.kid}", "manifest-kid")
-        secret = self._core.backend.unwrap(row.wrapped, _context(row))
-        try:
+        with wiped(self._core.backend.unwrap(row.wrapped, wrap_context(row))) as secret:
             manifest.contents(bytes(secret))
-        finally:
-            secret[:] = bytes(len(secret))
 
 
 def describe(row: KeyRow) -> Json:
@@ -306,10 +284,6 @@ def describe(row: KeyRow) -> Json:
         "manifest_digest": None if admitted is None else admitted.manifest_digest.hex(),
         "version": None if admitted is None else admitted.version,
     }
-
-
-def _context(row: KeyRow) -> WrapContext:
-    return WrapContext(kid=row.kid, tenant=row.tenant, policy_digest=row.policy.digest(), epoch=row.epoch)
 
 
 def _key(view: View, kid: str) -> KeyRow:

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from sealwright.broker.admin import MAX_DECISIONS, Admin
+from sealwright.broker.backend_admin import BackendAdmin
 from sealwright.broker.http import read_body
 from sealwright.broker.problems import problem
 from sealwright.broker.routes import name_of
@@ -68,14 +69,26 @@ class NewOwner(Record):
     key: Bytes32
 
 
-def admin_routes(admin: Admin, secrets: BrokerSecrets) -> list[BaseRoute]:
+def admin_routes(admin: Admin, backends: BackendAdmin, secrets: BrokerSecrets) -> list[BaseRoute]:
     """Return the administrator's routes."""
 
     def route(method: str, path: str, handler: Handler) -> Route:
         return Route(f"{PREFIX}{path}", authenticated(handler, secrets), methods=[method])
 
     return [
-        route("GET", "/status", _plain(lambda _: admin.status())),
+        route("GET", "/status", _plain(lambda _: admin.status() | {"backend": backends.status()})),
+        route("GET", "/backends", _plain(lambda _: {"backends": backends.list()})),
+        route("POST", "/backends/move", _plain(lambda _: backends.move())),
+        route(
+            "POST",
+            "/backends/{backend}/use",
+            _plain(lambda request: backends.use(name_of(request, "backend"))),
+        ),
+        route(
+            "POST",
+            "/backends/{backend}/rotate",
+            _plain(lambda request: backends.rotate(name_of(request, "backend"))),
+        ),
         route("GET", "/decisions", _plain(lambda request: {"decisions": admin.decisions(_limit(request))})),
         route("GET", "/keys", _plain(lambda _: {"keys": admin.list_keys()})),
         route("POST", "/keys", _create_key(admin)),

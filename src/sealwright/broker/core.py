@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Protocol, TypeVar, cast
 
 from sealwright.appraisal.platform import Appraisal
 from sealwright.appraisal.policy import PolicyBase
-from sealwright.broker.backend import KeyBackend
+from sealwright.broker.backend import Backends, WrapContext
+from sealwright.broker.rows import Changes, KeyRow, ResourceRow, WrappedRow
 from sealwright.broker.settings import BrokerSecrets
-from sealwright.broker.state import State
+from sealwright.broker.state import State, View
 from sealwright.crypto.hpke import Aead, Kdf, Kem
 from sealwright.errors import AppraisalError, SealwrightError
 from sealwright.evidence.envelope import EvidenceEnvelope
@@ -23,6 +24,8 @@ from sealwright.protocol.lease import BrokerKeys
 BROKER_KEYS_LIFE = timedelta(hours=48)  # twice the longest lease
 BROKER_KEYS_RENEW = timedelta(hours=12)
 JOURNAL_KEY_ID = 1
+T = TypeVar("T")
+W = TypeVar("W", bound=WrappedRow)
 
 # DESIGN section 10: where several hold, the first of these.
 _GRAVEST = {code: rank for rank, code in enumerate((65, 10, 13, 12, 11))}
@@ -51,7 +54,7 @@ class Core:
 
     secrets: BrokerSecrets
     state: State
-    backend: KeyBackend
+    backend: Backends
     appraise: Appraiser
     random: Callable[[int], bytes]
     _keys: tuple[BrokerKeys, bytes] | None = field(default=None, repr=False)
@@ -107,6 +110,50 @@ def decided(core: Core, action: str, said: dict[str, object]) -> Iterator[None]:
 def gravest(errors: Iterable[SealwrightError]) -> SealwrightError:
     """Return the error to answer with where several hold (DESIGN section 10)."""
     return min(errors, key=lambda error: _GRAVEST.get(error.exit_code, len(_GRAVEST)))
+
+
+def administered(core: Core, action: str, said: Mapping[str, object], work: Callable[[], T]) -> T:
+    """Return what `work` returns; log its refusal, as the administrator's `action`, before that is raised."""
+    try:
+        return work()
+    except SealwrightError as error:
+        core.refuse(error, action=f"admin-{action}", **said)
+        raise
+
+
+def changed(
+    core: Core, action: str, said: Mapping[str, object], work: Callable[[View], tuple[Changes, T]]
+) -> T:
+    """Change rows as `work` says, under the lock, with the administrator's `action` as a logged decision."""
+
+    def change() -> T:
+        with core.state.lock:
+            view = core.state.view()
+            changes, result = work(view)
+            fields = {**said, "action": f"admin-{action}", "verdict": "grant"}
+            core.state.change(view, changes, present(fields))
+        return result
+
+    return administered(core, action, said, change)
+
+
+def wrapped_rows(view: View) -> list[WrappedRow]:
+    """Return the rows with a wrapped key: keys of artefacts, and of guests' resources."""
+    return [*view.all(KeyRow, "key"), *view.all(ResourceRow, "resource")]
+
+
+def wrap_context(row: WrappedRow) -> WrapContext:
+    """Return what the key of a row is wrapped for."""
+    return WrapContext(
+        kid=row.wrapped_as, tenant=row.tenant, policy_digest=row.policy.digest(), epoch=row.epoch
+    )
+
+
+def rewrapped(core: Core, row: W, fields: Mapping[str, object]) -> W:
+    """Return `row` with other `fields`, its key wrapped for them by the active backend."""
+    new = row.model_copy(update=fields)
+    wrapped = core.backend.rewrap(row.wrapped, wrap_context(row), wrap_context(new))
+    return cast("W", new.model_copy(update={"wrapped": wrapped}))
 
 
 def refusal(error: SealwrightError, fields: Mapping[str, object]) -> dict[str, object]:

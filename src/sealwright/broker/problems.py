@@ -17,6 +17,7 @@ PROBLEMS = "urn:sealwright:error:"
 # Stages that say something about us, not about who asks.
 _OURS = frozenset(
     {"state", "consistency", "inclusion", "openings", "log-signature", "holder", "store", "unwrap", "clock"}
+    | {"backend"}
 )
 _TITLES = {
     400: "malformed",

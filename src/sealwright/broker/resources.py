@@ -13,8 +13,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from sealwright.appraisal.guest import GuestPolicy
 from sealwright.broker.admin import Admin
-from sealwright.broker.backend import NONCE_BYTES, WrapContext
-from sealwright.broker.core import Core
+from sealwright.broker.backend import wiped
+from sealwright.broker.backend.base import NONCE_BYTES
+from sealwright.broker.core import Core, wrap_context
 from sealwright.broker.rows import Changes, GuestPolicyRow, ResourceRow
 from sealwright.broker.state import View
 from sealwright.crypto.document import validated
@@ -126,13 +127,10 @@ class Resources:
         fields = {"path": path, "tenant": tenant, "created": core.state.now(), "epoch": view.epoch + 1}
         empty = {"policy": policy, "wrapped": b"", "content": bytes(32)}
         row: ResourceRow = validated(ResourceRow, fields | empty, MessageFormatError)
-        key = core.backend.generate()
-        try:
+        wrapped = core.backend.create(wrap_context(row))
+        with wiped(core.backend.unwrap(wrapped, wrap_context(row))) as key:
             nonce = core.random(NONCE_BYTES)
             sealed = nonce + AESGCM(key).encrypt(nonce, content, _aad(row))
-            wrapped = core.backend.wrap(key, _context(row))
-        finally:
-            key[:] = bytes(len(key))
         digest = hashlib.sha256(sealed).digest()
         core.state.store.add_content(digest, sealed)
         return row.model_copy(update={"wrapped": wrapped, "content": digest})
@@ -156,15 +154,13 @@ def open_resource(core: Core, row: ResourceRow) -> bytearray:
             code="row-tampered",
             stage="state",
         )
-    key = core.backend.unwrap(row.wrapped, _context(row))
-    try:
-        return bytearray(AESGCM(key).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], _aad(row)))
-    except InvalidTag:
-        raise VerificationError(
-            f"the content of {row.path} does not open", code="key-unwrap-failed", stage="unwrap"
-        ) from None
-    finally:
-        key[:] = bytes(len(key))
+    with wiped(core.backend.unwrap(row.wrapped, wrap_context(row))) as key:
+        try:
+            return bytearray(AESGCM(key).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], _aad(row)))
+        except InvalidTag:
+            raise VerificationError(
+                f"the content of {row.path} does not open", code="key-unwrap-failed", stage="unwrap"
+            ) from None
 
 
 def describe(row: ResourceRow) -> Json:
@@ -191,14 +187,8 @@ def _policy_json(row: GuestPolicyRow) -> Json:
     }
 
 
-def _context(row: ResourceRow) -> WrapContext:
-    return WrapContext(
-        kid=f"kbs:///{row.path}", tenant=row.tenant, policy_digest=row.policy.digest(), epoch=row.epoch
-    )
-
-
 def _aad(row: ResourceRow) -> bytes:
-    return joined("sealwright/resource/v1", row.path, row.epoch)
+    return joined("sealwright/resource/v1", row.path)
 
 
 def _check_path(path: str) -> None:

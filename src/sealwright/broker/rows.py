@@ -49,6 +49,16 @@ class KeyRow(Document):
     wrapped: Bytes
     admitted: Admitted | None = None
 
+    @property
+    def row_key(self) -> RowKey:
+        """Where it stands."""
+        return "key", self.kid
+
+    @property
+    def wrapped_as(self) -> str:
+        """The name that its key is wrapped for."""
+        return self.kid
+
 
 class GuestPolicyRow(Document):
     """The policy of resources that guests' administrators store without one, a tenant's."""
@@ -67,6 +77,26 @@ class ResourceRow(Document):
     policy: GuestPolicy
     wrapped: Bytes
     content: Digest  # SHA-256 of nonce and ciphertext
+
+    @property
+    def row_key(self) -> RowKey:
+        """Where it stands."""
+        return "resource", self.path
+
+    @property
+    def wrapped_as(self) -> str:
+        """The name that its key is wrapped for: no kid is written so."""
+        return f"kbs:///{self.path}"
+
+
+class BackendRow(Document):
+    """A key backend that an administrator made active, with the settings it was approved with."""
+
+    name: Name
+    kind: str
+    key: str  # the root key's name there
+    settings_digest: Digest
+    status: Literal["active", "former"]
 
 
 class CallerRow(Document):
@@ -107,6 +137,9 @@ class MismatchRow(Document):
     answers: Count
     logged: Count
     found: Time
+
+
+WrappedRow = KeyRow | ResourceRow
 
 
 def state_root(rows: Rows) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +19,7 @@ from sealwright.appraisal.platform import Appraisal
 from sealwright.appraisal.policy import PolicyBase
 from sealwright.broker.admin import Admin
 from sealwright.broker.admin_routes import admin_routes
-from sealwright.broker.backend import EmbeddedBackend
+from sealwright.broker.backend_admin import BackendAdmin, open_backends, start_backends
 from sealwright.broker.core import Appraiser, Core
 from sealwright.broker.guest import Guests
 from sealwright.broker.guest_routes import guest_routes
@@ -58,6 +58,7 @@ class Running:
     guests: Guests
     admin: Admin
     resources: Resources
+    backends: BackendAdmin
     journal: Journal
     fetch: Fetch
 
@@ -69,7 +70,7 @@ class Running:
             *guest_routes(self.resources, self.core.secrets),
             *kbs_routes(self.broker, self.guests, self.core),
             *public_routes(self.core, self.journal, self.fetch, monotonic=monotonic),
-            *admin_routes(self.admin, self.core.secrets),
+            *admin_routes(self.admin, self.backends, self.core.secrets),
         ]
         return Guard(
             Router(routes=routes), rate=RateLimit(monotonic), log=Journalist() if log is None else log
@@ -108,6 +109,8 @@ def open_broker(
     appraise: Appraiser | None = None,
     collateral: Path | None = None,
     create: bool = False,
+    backends: Path | None = None,
+    approve: Sequence[str] = (),
 ) -> Iterator[Running]:
     """Open a broker's directory, checked against its log and, if given, the holder file.
 
@@ -116,6 +119,8 @@ def open_broker(
         new_holder: begin a holder file that is not there yet.
         collateral: a cache of `sealwright collateral`; None: only what comes with evidence counts.
         create: start an empty log.
+        backends: settings of key backends; None: `backends.json` of the directory, if there is one.
+        approve: backends whose settings were changed on purpose.
 
     Raises:
         SettingsError: keys are missing or exposed. VerificationError, CollateralError:
@@ -139,10 +144,12 @@ def open_broker(
             seen=store.head().checkpoint,
         )
         state = State(store, ledger, clock=clock)
+        ring = open_backends(layout, backends, random)
+        stack.callback(ring.close)
         core = Core(
             secrets=secrets,
             state=state,
-            backend=EmbeddedBackend(secrets.kek, random),
+            backend=ring,
             appraise=appraise or _appraiser(collateral),
             random=random,
         )
@@ -155,6 +162,7 @@ def open_broker(
             guests=Guests(core, sessions),
             admin=admin,
             resources=Resources(core, admin),
+            backends=start_backends(core, backends or layout.backends, approve),
             journal=Journal(core),
             fetch=fetch,
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeVar, get_args
 
@@ -14,8 +15,8 @@ from sealwright import __version__
 from sealwright.appraisal.ear import ear_digest, issue_ear
 from sealwright.appraisal.platform import together
 from sealwright.broker.answers import claim, sweep
-from sealwright.broker.backend import WrapContext
-from sealwright.broker.core import Core, decided, gravest, present, refusal
+from sealwright.broker.backend import wiped
+from sealwright.broker.core import Core, decided, gravest, present, refusal, wrap_context
 from sealwright.broker.form import Form, check_form, parse_form
 from sealwright.broker.ledger import Ticket
 from sealwright.broker.rows import CallerRow, Changes, KeyRow, LeaseRow, RowKey
@@ -36,6 +37,7 @@ from sealwright.errors import (
     AppraisalFailure,
     RevokedError,
     SealwrightError,
+    UnavailableError,
     VerificationError,
 )
 from sealwright.evidence.envelope import EvidenceEnvelope, PlatformType
@@ -46,6 +48,19 @@ from sealwright.protocol.release import Release
 
 TEES: tuple[PlatformType, ...] = get_args(PlatformType)  # platforms that can be verified here
 T = TypeVar("T")
+MAX_TRIES = 3  # of one release, while rows change under it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Granted:
+    """A session that may have a key, as the rows stand now."""
+
+    session: Session
+    attested: Attested
+    lease: Lease
+    key: KeyRow
+    rests_on: bytes  # digest of lease and key row
+    answered: bytes | None  # the release, where it was given before on the same grounds
 
 
 class Broker:
@@ -254,63 +269,79 @@ class Broker:
         return GivenLease(lease=lease, envelope=lease.sign(key), callers=callers.sign(key))
 
     def _resource(self, session_id: str, tenant: str, kid: str, said: dict[str, object]) -> bytes:
-        with self._state.lock:
-            now = self._state.now()
-            session, attested, listed = self._attested(session_id, tenant, now)
-            said |= _about(attested)
-            if kid not in [entry.kid for entry in listed.artefacts]:
-                raise _not_allowed(f"the enclave config does not list {kid}", "key-unknown", "key")
-            given = session.leases.get(tenant)
-            if given is None:
-                raise _not_allowed(
-                    "a key is released under a lease; ask for it first", "lease-missing", "lease"
-                )
-            given.lease.check_time(now)
-            view = self._state.view()
-            if view.get(LeaseRow, "lease", given.lease.lease_id.hex()) is None:
-                raise RevokedError("the lease is no longer known", code="lease-ended", stage="lease")
-            verdict = self._judge_again(view, attested, listed, now)
-            key = next(key for key in verdict.keys if key.kid == kid)
-            rests_on = digest(given.lease.digest(), key.encode())
-            before = session.releases.get(kid)
-            if before is not None and before[0] == rests_on:
-                return before[1]
-            release = self._seal(session, attested, given.lease, key)
-            said |= {
-                "lease_id": release.lease_id,
-                "policy_digest": release.policy_digest,
-                "manifest_digest": release.manifest_digest,
-            }
-            ticket = self._state.decide(present({**said, "action": "release", "verdict": "grant"}))
-        self._state.ledger.settle(ticket)
-        answer = release.sign(self._core.secrets.release)
-        session.releases[kid] = (rests_on, answer)
-        return answer
+        for _ in range(MAX_TRIES):
+            with self._state.lock:
+                granted = self._may_have(session_id, tenant, kid, said)
+                if granted.answered is not None:
+                    return granted.answered
+                epoch = self._state.anchor.epoch
+            # A backend may be far away, or hang: nobody else waits for it.
+            secret = self._core.backend.unwrap(granted.key.wrapped, wrap_context(granted.key))
+            with wiped(secret), self._state.lock:
+                if self._state.anchor.epoch != epoch:
+                    continue  # rows changed meanwhile: decide again, on what stands now
+                granted.lease.check_time(self._state.now())
+                release = self._seal(granted, secret)
+                said |= {
+                    "lease_id": release.lease_id,
+                    "policy_digest": release.policy_digest,
+                    "manifest_digest": release.manifest_digest,
+                }
+                ticket = self._state.decide(present({**said, "action": "release", "verdict": "grant"}))
+            self._state.ledger.settle(ticket)
+            answer = release.sign(self._core.secrets.release)
+            granted.session.releases[kid] = (granted.rests_on, answer)
+            return answer
+        raise UnavailableError(
+            "the broker's state changed at each try; ask again", code="state-busy", stage="state"
+        )
 
-    def _seal(self, session: Session, attested: Attested, lease: Lease, key: KeyRow) -> Release:
-        policy_digest = key.policy.digest()
-        manifest_digest = next(item.manifest_digest for item in lease.kids if item.kid == key.kid)
+    def _may_have(self, session_id: str, tenant: str, kid: str, said: dict[str, object]) -> _Granted:
+        """Prove that this session may have a key now; under the lock."""
+        now = self._state.now()
+        session, attested, listed = self._attested(session_id, tenant, now)
+        said |= _about(attested)
+        if kid not in [entry.kid for entry in listed.artefacts]:
+            raise _not_allowed(f"the enclave config does not list {kid}", "key-unknown", "key")
+        given = session.leases.get(tenant)
+        if given is None:
+            raise _not_allowed("a key is released under a lease; ask for it first", "lease-missing", "lease")
+        given.lease.check_time(now)
+        view = self._state.view()
+        if view.get(LeaseRow, "lease", given.lease.lease_id.hex()) is None:
+            raise RevokedError("the lease is no longer known", code="lease-ended", stage="lease")
+        verdict = self._judge_again(view, attested, listed, now)
+        key = next(key for key in verdict.keys if key.kid == kid)
+        rests_on = digest(given.lease.digest(), key.encode())
+        before = session.releases.get(kid)
+        answered = before[1] if before is not None and before[0] == rests_on else None
+        return _Granted(
+            session=session,
+            attested=attested,
+            lease=given.lease,
+            key=key,
+            rests_on=rests_on,
+            answered=answered,
+        )
+
+    def _seal(self, granted: _Granted, secret: bytearray) -> Release:
+        lease, key, attested = granted.lease, granted.key, granted.attested
         release = Release(
-            nonce=session.challenge,
+            nonce=granted.session.challenge,
             tee_pubkey=attested.keyset.tee_pubkey.digest(),
             tenant=key.tenant,
             kid=key.kid,
             epoch=key.epoch,
-            manifest_digest=manifest_digest,
+            manifest_digest=next(item.manifest_digest for item in lease.kids if item.kid == key.kid),
             lease_id=lease.lease_id,
             lease_digest=lease.digest(),
-            policy_digest=policy_digest,
+            policy_digest=key.policy.digest(),
             suite="default",
             enc=b"",
             ciphertext=b"",
         )
-        context = WrapContext(kid=key.kid, tenant=key.tenant, policy_digest=policy_digest, epoch=key.epoch)
-        secret = self._core.backend.unwrap(key.wrapped, context)
         recipient = HpkePublicKey(kem=Kem.XWING, raw=attested.keyset.tee_pubkey.pub)
-        try:
-            enc, sealed = seal_to(recipient, release.hpke_info(), b"", bytes(secret))
-        finally:
-            secret[:] = bytes(len(secret))
+        enc, sealed = seal_to(recipient, release.hpke_info(), b"", bytes(secret))
         return release.model_copy(update={"enc": enc, "ciphertext": sealed})
 
     def _attested(self, session_id: str, tenant: str, now: datetime) -> tuple[Session, Attested, TenantList]:

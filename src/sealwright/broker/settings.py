@@ -76,6 +76,11 @@ class Layout:
         """The admin token; move it to where the administrator is."""
         return self.root / "admin-token"
 
+    @property
+    def backends(self) -> Path:
+        """Key backends other than the embedded one, if any."""
+        return self.root / "backends.json"
+
     def key(self, name: str) -> Path:
         """The private key `name`."""
         return self.root / "keys" / name
@@ -90,7 +95,6 @@ class BrokerSecrets:
     ear: ECKey = field(repr=False)
     journal: HpkePrivateKey = field(repr=False)
     log: Signer = field(repr=False)
-    kek: bytes = field(repr=False)  # 32 bytes
     admin_token: bytes = field(repr=False)  # digest, 32 bytes
 
     @property
@@ -128,7 +132,6 @@ class BrokerSecrets:
             ear=_ear_key(read_secret(layout.key("ear"))),
             journal=HpkePrivateKey.from_seed(Kem.XWING, _seed(layout, "journal")),
             log=Signer(name=settings.origin, key=Ed25519PrivateKey.from_private_bytes(_seed(layout, "log"))),
-            kek=_seed(layout, "kek"),
             admin_token=settings.admin_token,
         )
 

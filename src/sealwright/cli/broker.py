@@ -9,6 +9,7 @@ import typer
 
 from sealwright.cli import resource
 from sealwright.cli._admin import Broker, Json, TokenFile, ask, path_of, read_bytes, read_text
+from sealwright.cli._broker_backends import app as backend
 from sealwright.cli._output import emit
 from sealwright.crypto.encoding import b64url, b64url_decode
 from sealwright.errors import SettingsError
@@ -26,6 +27,7 @@ owner = _group("Owners' keys, whose manifests are admitted.")
 manifest = _group("The manifest that a key may open.")
 decisions = _group("Decisions in the log.")
 for _name, _app in {
+    "backend": backend,
     "key": key,
     "policy": policy,
     "caller": caller,
@@ -82,6 +84,14 @@ def serve(
         Path | None,
         typer.Option(metavar="DIR", help="Cache of `sealwright collateral`, read at each attestation."),
     ] = None,
+    backends: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Key backends; default: backends.json of the folder."),
+    ] = None,
+    approve_backend: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Take this backend's changed settings as meant; once."),
+    ] = None,
     log_format: Annotated[str, typer.Option(help="text or json; one line a request, on stderr.")] = "text",
 ) -> None:
     """Serve enclaves and the administrator. Ends on SIGTERM or SIGINT."""
@@ -96,7 +106,14 @@ def serve(
     server.harden()
     log = Journalist(as_json=log_format == "json")
     with (
-        open_broker(directory, holder=holder, new_holder=new_holder, collateral=collateral) as running,
+        open_broker(
+            directory,
+            holder=holder,
+            new_holder=new_holder,
+            collateral=collateral,
+            backends=backends,
+            approve=approve_backend or (),
+        ) as running,
         server.bind(host, port) as sock,
     ):
         shown = f"[{host}]" if ":" in host else host
@@ -110,7 +127,10 @@ def serve(
 def status(broker: Broker, token_file: TokenFile, as_json: Json = False) -> None:
     """Say how the broker stands: root, log, keys, leases, count mismatches, rollback protection."""
     found = ask(broker, token_file, "GET", "/status")
-    lines = [f"{name:17} {value}" for name, value in found.items() if name != "count_mismatches"]
+    lines = [
+        f"{name:17} {value}" for name, value in found.items() if name not in ("count_mismatches", "backend")
+    ]
+    lines += [f"backend {name:9} {value}" for name, value in found.get("backend", {}).items()]
     mismatches = found.get("count_mismatches") or []
     lines.append(f"{'count mismatches':17} {len(mismatches)}")
     lines += [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,6 +16,10 @@ _MARK = {True: "ok  ", False: "MISS", None: "    "}
 
 
 def command(
+    broker: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A broker's folder: also try its key backends, on a key of trial."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what this machine is, what is missing and what mends it.
@@ -23,7 +28,7 @@ def command(
     whether an enclave can run here, `tee` which hardware was found.
     """
     found = detect()
-    findings = examine(found)
+    findings = examine(found) + ([] if broker is None else _backends(broker))
     missing = [finding for finding in findings if finding.ok is False]
     tee = [finding.name for finding in findings if finding.tee and finding.ok]
     result: dict[str, object] = {
@@ -33,6 +38,20 @@ def command(
         "findings": [asdict(finding) for finding in findings],
     }
     emit(result, as_json=as_json, lines=_lines(findings, missing, tee))
+
+
+def _backends(directory: Path) -> list[Finding]:
+    from sealwright.cli._broker_backends import checked
+
+    return [
+        Finding(
+            name=f"key backend {one['name']}",
+            value=f"{one['kind']}, version {one['version']}" if one["state"] == "ready" else one["state"],
+            ok=one["state"] == "ready",
+            mend=one["reason"],
+        )
+        for one in checked(directory, None)
+    ]
 
 
 def _hardware(found: Detected) -> dict[str, object]:

@@ -69,6 +69,7 @@ def assemble(
     files.write(out / PROVENANCE, make_provenance(defined, build))
     artefacts.append(files.measured(out, PROVENANCE, "provenance"))
     name, version = _named(artefacts)
+    ordered = sorted(artefacts, key=lambda one: one.path)
     manifest = validated(
         ReleaseManifest,
         {
@@ -76,7 +77,7 @@ def assemble(
             "version": version,
             "commit": source.commit,
             "source_date": source.dated,
-            "artefacts": sorted(artefacts, key=lambda one: one.path),
+            "artefacts": ordered,
         },
         SettingsError,
     )
