@@ -8,48 +8,57 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.collateral.support import FakeTime
 
+from sealwright.collateral import budget as module
 from sealwright.collateral.budget import Budget, account
+from sealwright.collateral.need import Need
 from sealwright.collateral.pace import Pacer
 from sealwright.errors import UnavailableError
+
+
+def chip(number: int = 0) -> Need:
+    return Need("amd-vcek", f"Milan:{number:0128x}:3:0:8:115")
 
 
 def test_a_budget_is_spent_and_comes_back_within_the_hour() -> None:
     now = [0.0]
     budget = Budget(lambda: now[0], pieces=4)
     payer = budget.payer("192.0.2.1")
-    for _ in range(4):
-        payer.pay()
+    for number in range(4):
+        payer.pay(chip(number))
     with pytest.raises(UnavailableError) as caught:
-        payer.pay()
+        payer.pay(chip(4))
     assert (caught.value.code, caught.value.stage) == ("collateral-over-budget", "fetch")
-    budget.payer("192.0.2.2").pay()
+    budget.payer("192.0.2.2").pay(chip(4))
     now[0] += 900
-    budget.payer("192.0.2.1").pay()
+    payer.pay(chip(5))
     with pytest.raises(UnavailableError):
-        budget.payer("192.0.2.1").pay()
+        payer.pay(chip(6))
 
 
-def test_what_was_spent_for_genuine_evidence_is_given_back_once() -> None:
+def test_what_genuine_evidence_needed_is_given_back_once_to_who_paid() -> None:
     budget = Budget(lambda: 0.0, pieces=2)
-    first = budget.payer("192.0.2.1")
-    first.pay()
-    first.pay()
-    first.forgive()
-    first.forgive()
-    again = budget.payer("192.0.2.1")
-    again.pay()
-    again.pay()
+    one, other = budget.payer("192.0.2.1"), budget.payer("192.0.2.2")
+    one.pay(chip(1))
+    one.pay(chip(2))
+    other.pay(chip(3))
+    for _ in range(2):
+        budget.forgive([chip(1), chip(9)])
+    one.pay(chip(4))
     with pytest.raises(UnavailableError):
-        again.pay()
+        one.pay(chip(5))
+    other.pay(chip(5))
+    with pytest.raises(UnavailableError):
+        other.pay(chip(6))
 
 
-def test_addresses_remembered_are_bounded() -> None:
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_PAID", 16)
     budget = Budget(lambda: 0.0, pieces=1, max_peers=8)
     for number in range(100):
-        budget.payer(f"192.0.2.{number}").pay()
-    assert len(budget._left) == 8
+        budget.payer(f"192.0.2.{number}").pay(chip(number))
+    assert (len(budget._left), len(budget._paid)) == (8, 16)
     with pytest.raises(UnavailableError):
-        budget.payer("192.0.2.99").pay()
+        budget.payer("192.0.2.99").pay(chip(0))
 
 
 @pytest.mark.parametrize(

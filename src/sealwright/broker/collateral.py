@@ -1,4 +1,4 @@
-"""What vendors publish about the evidence at hand, out of the cache that `sealwright collateral` fills. Asks nobody."""
+"""What vendors publish about the evidence at hand: which pieces, and what the cache has of them. Asks nobody."""
 
 from __future__ import annotations
 
@@ -24,17 +24,21 @@ def _azure(evidence: bytes, endorsements: Sequence[bytes]) -> Sequence[Need]:
 _READERS = {"az-snp-vtpm": _azure, "az-tdx-vtpm": _azure}
 
 
+def needs_in(envelope: EvidenceEnvelope) -> tuple[Need, ...]:
+    """Return what evidence needs, as far as it can be told without believing it; nothing where it cannot."""
+    try:
+        return needs_of(envelope, readers=_READERS)
+    except SealwrightError:
+        return ()
+
+
 def cached_collateral(cache: Cache, envelope: EvidenceEnvelope) -> Endorsements:
     """Return what the cache has for `envelope`; nothing of it is verified, and what is missing the verification names.
 
     A piece that cannot be read is left out, as if it were not there.
     """
-    try:
-        needs = needs_of(envelope, readers=_READERS)
-    except SealwrightError:
-        return Endorsements()
     found = Endorsements()
-    for need in needs:
+    for need in needs_in(envelope):
         try:
             piece = cache.get(need) if need.facts.kept else None
             found += Endorsements() if piece is None else Endorsements.detect(piece.blobs)

@@ -18,7 +18,7 @@ from sealwright.broker.rows import ResourceRow
 from sealwright.broker.sessions import AttestedGuest, Session, Sessions, check_form_of, session_name
 from sealwright.broker.state import View
 from sealwright.errors import AppraisalError, AppraisalFailure, SealwrightError, VerificationError
-from sealwright.evidence.envelope import PlatformType
+from sealwright.evidence.envelope import EvidenceEnvelope, PlatformType
 from sealwright.protocol.guest_evidence import guest_envelope, platform_of
 from sealwright.protocol.jwe import Jwe, encrypt_to
 from sealwright.protocol.kbs import AuthRequest, encode_nonce
@@ -48,6 +48,27 @@ class Guests:
             with self._state.lock:
                 session = self._sessions.start(platform, self._state.now(), hash_name=chosen)
             return session, chosen
+
+    def evidence_of(self, session_id: str, request: GuestAttestRequest) -> EvidenceEnvelope | None:
+        """Return evidence as far as `attest` would get to judge it: what is worth fetching collateral for.
+
+        It answers this session's nonce, and a resource's policy is about its platform. None: `attest` refuses it
+        whatever vendors say, or has its answer already.
+        """
+        try:
+            with self._state.lock:
+                session, view = self._sessions.get(session_id, self._state.now()), self._state.view()
+                nonce = session.nonce
+            if nonce is None or session.hash_name is None:
+                return None
+            bind(request, encode_nonce(nonce), session.hash_name)
+            said = request.tee_evidence
+            envelope = guest_envelope(session.tee, said.primary_evidence, said.additional_evidence)
+        except SealwrightError:
+            return None
+        platform = session.tee.replace("-", "_")
+        rows = view.all(ResourceRow, "resource")
+        return envelope if any(getattr(row.policy.platforms, platform) is not None for row in rows) else None
 
     def attest(self, session_id: str, request: GuestAttestRequest) -> str:
         """Return the token (EAR, compact JWT) for evidence that is genuine and allowed by one resource's policy.

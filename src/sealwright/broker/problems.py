@@ -31,6 +31,8 @@ _TITLES = {
     500: "internal error",
     503: "unavailable",
 }
+# Seconds after which it is worth asking again.
+_RETRY_S = {"collateral-pending": 10, "collateral-rate-limited": 60, "collateral-over-budget": 300}
 _FORMAT_STATUS = {"too-large": 413, "body-timeout": 408}
 _ADMIN_STATUS = {
     "resource-unknown": 404,
@@ -43,6 +45,8 @@ _ADMIN_STATUS = {
 
 def status_of(error: SealwrightError, *, admin: bool) -> int:
     """Return the HTTP status of an error."""
+    if error.code == "collateral-over-budget":
+        return 429
     if isinstance(error, UnavailableError) or error.stage in _OURS:
         return 503
     if isinstance(error, FormatError):
@@ -62,7 +66,9 @@ def problem(status: int, code: str, *, kbs: bool, **more: object) -> Response:
     kind = f"{KBS_ERRORS}{title.title().replace(' ', '')}" if kbs else f"{PROBLEMS}{code}"
     body = {"type": kind, "title": title, "detail": title, "status": status, "code": code} | more
     # Where the body was not read to its end, the connection is of no more use.
-    headers = {"connection": "close"} if status in _FORMAT_STATUS.values() else None
+    headers = {"connection": "close"} if status in _FORMAT_STATUS.values() else {}
+    if code in _RETRY_S:
+        headers["retry-after"] = str(_RETRY_S[code])
     return JSONResponse(body, status_code=status, headers=headers, media_type="application/problem+json")
 
 

@@ -22,9 +22,11 @@ from sealwright.broker.journal import MAX_JOURNAL, Journal
 from sealwright.broker.problems import problem
 from sealwright.broker.session import Broker
 from sealwright.broker.sessions import SESSION_LIFE
+from sealwright.broker.supply import Brought, Supply
 from sealwright.crypto.canonical import parse_json
 from sealwright.crypto.encoding import hex_decode
 from sealwright.errors import (
+    CollateralError,
     FormatError,
     LogFormatError,
     MessageFormatError,
@@ -57,11 +59,15 @@ _SESSION = re.compile(r"[0-9a-f]{32}", re.ASCII)
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def kbs_routes(broker: Broker, guests: Guests, core: Core) -> list[BaseRoute]:
-    """Return the routes of the KBS protocol, in our keyset form and the guests' of Confidential Containers."""
+def kbs_routes(broker: Broker, guests: Guests, core: Core, supply: Supply | None = None) -> list[BaseRoute]:
+    """Return the routes of the KBS protocol, in our keyset form and the guests' of Confidential Containers.
+
+    Args:
+        supply: what brings collateral that evidence needs.
+    """
     return [
         Route("/kbs/v0/auth", _auth(broker, guests), methods=["POST"]),
-        Route("/kbs/v0/attest", _attest(broker, guests), methods=["POST"]),
+        Route("/kbs/v0/attest", _attest(broker, guests, supply), methods=["POST"]),
         Route("/kbs/v0/sealwright/lease", _lease(broker, core), methods=["POST"]),
         Route("/kbs/v0/resource/{repository}/{kind}/{tag}", _resource(broker, guests), methods=["GET"]),
     ]
@@ -116,15 +122,35 @@ def _auth(broker: Broker, guests: Guests) -> Endpoint:
     return post
 
 
-def _attest(broker: Broker, guests: Guests) -> Endpoint:
+def _attest(broker: Broker, guests: Guests, supply: Supply | None) -> Endpoint:
     async def post(request: Request) -> Response:
         raw = await read_body(request, MAX_ATTEST)
         if is_keyset_form(parse_json(raw, limit=MAX_ATTEST)):
             asked = parse_message(AttestRequest, raw, limit=MAX_ATTEST)
-            token = await run_in_threadpool(broker.attest, session_of(request), asked)
+            session = session_of(request)
+            evidence_of, attest = (
+                partial(broker.evidence_of, session, asked),
+                partial(broker.attest, session, asked),
+            )
         else:
             guest = parse_message(GuestAttestRequest, raw, limit=MAX_ATTEST)
-            token = await run_in_threadpool(guests.attest, session_of(request), guest)
+            session = session_of(request)
+            evidence_of, attest = (
+                partial(guests.evidence_of, session, guest),
+                partial(guests.attest, session, guest),
+            )
+        if supply is None or not supply.fetches:
+            return JSONResponse({"token": await run_in_threadpool(attest)})
+        evidence = await run_in_threadpool(evidence_of)
+        peer = "" if request.client is None else request.client.host
+        brought = Brought() if evidence is None else await supply.bring(evidence, peer)
+        try:
+            token = await run_in_threadpool(attest)
+        except CollateralError:
+            if brought.pending is not None:
+                raise brought.pending from None  # it is lacking, and on its way
+            raise
+        supply.proved(brought)
         return JSONResponse({"token": token})
 
     return post

@@ -64,7 +64,7 @@ def serve(app: ASGIApp, sock: socket.socket, log: Callable[..., None]) -> None:
         app,
         access_log=False,
         log_config=None,
-        lifespan="off",
+        lifespan="on",
         server_header=False,
         proxy_headers=False,
         limit_concurrency=MAX_CONNECTIONS,

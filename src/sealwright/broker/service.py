@@ -34,6 +34,8 @@ from sealwright.broker.sessions import Sessions
 from sealwright.broker.settings import BrokerSecrets, Layout, make_directory
 from sealwright.broker.state import State
 from sealwright.broker.store import Store
+from sealwright.broker.supply import Supply, SupplySettings
+from sealwright.collateral.cache import Cache
 from sealwright.errors import CollateralError
 from sealwright.evidence.envelope import EvidenceEnvelope
 from sealwright.tlog.policy import LogPolicy
@@ -61,20 +63,29 @@ class Running:
     backends: BackendAdmin
     journal: Journal
     fetch: Fetch
+    supply: Callable[[Callable[..., None]], Supply] | None = (
+        None  # of a log; None: collateral comes with evidence
+    )
 
     def app(
         self, *, log: Callable[..., None] | None = None, monotonic: Callable[[], float] = time.monotonic
     ) -> ASGIApp:
-        """Return the ASGI application."""
+        """Return the ASGI application; its lifespan is that of what fetches collateral.
+
+        Raises:
+            SettingsError: `malformed-collateral-settings`.
+        """
+        told = Journalist() if log is None else log
+        supply = None if self.supply is None else self.supply(told)
         routes = [
             *guest_routes(self.resources, self.core.secrets),
-            *kbs_routes(self.broker, self.guests, self.core),
+            *kbs_routes(self.broker, self.guests, self.core, supply),
             *public_routes(self.core, self.journal, self.fetch, monotonic=monotonic),
             *admin_routes(self.admin, self.backends, self.core.secrets),
+            *([] if supply is None else supply.routes()),
         ]
-        return Guard(
-            Router(routes=routes), rate=RateLimit(monotonic), log=Journalist() if log is None else log
-        )
+        lifespan = None if supply is None else lambda _: supply.running()
+        return Guard(Router(routes=routes, lifespan=lifespan), rate=RateLimit(monotonic), log=told)
 
 
 def init_broker(
@@ -108,6 +119,7 @@ def open_broker(
     random: Callable[[int], bytes] = os.urandom,
     appraise: Appraiser | None = None,
     collateral: Path | None = None,
+    supply: SupplySettings | None = None,
     create: bool = False,
     backends: Path | None = None,
     approve: Sequence[str] = (),
@@ -118,6 +130,7 @@ def open_broker(
         holder: file kept elsewhere with the highest checkpoint.
         new_holder: begin a holder file that is not there yet.
         collateral: a cache of `sealwright collateral`; None: only what comes with evidence counts.
+        supply: whether and how the cache is filled from here; default: it is not.
         create: start an empty log.
         backends: settings of key backends; None: `backends.json` of the directory, if there is one.
         approve: backends whose settings were changed on purpose.
@@ -128,6 +141,7 @@ def open_broker(
     """
     layout = Layout(root=root)
     secrets = BrokerSecrets.load(layout)
+    cache = None if collateral is None else Cache(collateral)
     with ExitStack() as stack:
         log = stack.enter_context(LogWriter(PosixLog.open(layout.log, secrets.log, create=create)))
         store = Store(layout.database)
@@ -150,7 +164,7 @@ def open_broker(
             secrets=secrets,
             state=state,
             backend=ring,
-            appraise=appraise or _appraiser(collateral),
+            appraise=appraise or _appraiser(cache),
             random=random,
         )
         if not create:
@@ -165,20 +179,19 @@ def open_broker(
             backends=start_backends(core, backends or layout.backends, approve),
             journal=Journal(core),
             fetch=fetch,
+            supply=None if cache is None else partial(Supply, cache, supply or SupplySettings()),
         )
 
 
-def _appraiser(collateral: Path | None) -> Appraiser:
+def _appraiser(cache: Cache | None) -> Appraiser:
     from sealwright.appraisal.evidence import appraise_evidence
     from sealwright.broker.collateral import cached_collateral
     from sealwright.client.rego_process import evaluate_apart
-    from sealwright.collateral.cache import Cache
     from sealwright.verify.context import WorkCache
 
     appraise = partial(appraise_evidence, work=WorkCache(), rego=evaluate_apart)
-    if collateral is None:
+    if cache is None:
         return appraise
-    cache = Cache(collateral)
 
     def with_collateral(envelope: EvidenceEnvelope, rules: PolicyBase, /, **given: Any) -> Appraisal:
         return appraise(envelope, rules, collateral=cached_collateral(cache, envelope), **given)

@@ -29,7 +29,7 @@ from sealwright.broker.sessions import (
     session_name,
 )
 from sealwright.broker.state import View
-from sealwright.broker.verdict import Verdict, judge
+from sealwright.broker.verdict import Verdict, is_judged, judge
 from sealwright.crypto.encoding import digest
 from sealwright.crypto.hpke import HpkePublicKey, Kem, seal_to
 from sealwright.errors import (
@@ -78,6 +78,26 @@ class Broker:
             AppraisalError: `tee-unsupported`. UnavailableError: too many sessions.
         """
         return self._decided("auth", {}, lambda _: self._auth(request))
+
+    def evidence_of(self, session_id: str, request: AttestRequest) -> EvidenceEnvelope | None:
+        """Return evidence as far as `attest` would get to judge it: what is worth fetching collateral for.
+
+        It answers this session's nonce, and a tenant's active keys, named with their manifests, have a policy for its
+        platform. None: `attest` refuses it whatever vendors say, or has its answer already.
+        """
+        try:
+            with self._state.lock:
+                session, view = self._sessions.get(session_id, self._state.now()), self._state.view()
+                nonce = session.nonce
+            if nonce is None:
+                return None
+            check_form_of(session, guest=False)
+            form = parse_form(request, nonce)
+            secrets = self._core.secrets
+            check_form(form, request, tee=session.tee, root=secrets.root_public, log_key=secrets.log_key)
+            return form.evidence if is_judged(view, form) else None
+        except SealwrightError:
+            return None
 
     def attest(self, session_id: str, request: AttestRequest) -> str:
         """Return the result (EAR, compact JWT) for evidence that is genuine and allowed by a tenant's policies.

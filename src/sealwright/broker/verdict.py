@@ -11,10 +11,10 @@ from sealwright.appraisal.config import appraise_config
 from sealwright.appraisal.platform import Appraisal, together
 from sealwright.appraisal.policy import KeyPolicy
 from sealwright.broker.core import Appraiser
-from sealwright.broker.form import config_facts
+from sealwright.broker.form import Form, config_facts
 from sealwright.broker.rows import KeyRow
 from sealwright.broker.state import View
-from sealwright.errors import AppraisalError, AppraisalFailure, RevokedError
+from sealwright.errors import AppraisalError, AppraisalFailure, RevokedError, SealwrightError
 from sealwright.evidence.envelope import EvidenceEnvelope
 from sealwright.protocol.enclave_config import EnclaveConfig, TenantList
 
@@ -58,6 +58,19 @@ def tenant_keys(view: View, listed: TenantList) -> tuple[KeyRow, ...]:
     if failures:
         raise AppraisalError(failures, stage="key")
     return tuple(keys)
+
+
+def is_judged(view: View, form: Form) -> bool:
+    """Say whether a policy of a tenant's active keys, named with their manifests, is about the evidence's platform."""
+    for listed in form.openings.values():
+        try:
+            keys = tenant_keys(view, listed)
+        except SealwrightError:
+            continue
+        platform = form.evidence.type.replace("-", "_")
+        if any(getattr(key.policy.platforms, platform) is not None for key in keys):
+            return True
+    return False
 
 
 def judge(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,9 @@ from sealwright.cli._broker_backends import app as backend
 from sealwright.cli._output import emit
 from sealwright.crypto.encoding import b64url, b64url_decode
 from sealwright.errors import SettingsError
+
+if TYPE_CHECKING:
+    from sealwright.broker.supply import SupplySettings
 
 
 def _group(text: str) -> typer.Typer:
@@ -82,7 +85,28 @@ def serve(
     new_holder: Annotated[bool, typer.Option("--new-holder", help="Begin the holder file.")] = False,
     collateral: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Cache of `sealwright collateral`, read at each attestation."),
+        typer.Option(
+            metavar="DIR", help="Cache of `sealwright collateral`; its pieces are served to the fleet."
+        ),
+    ] = None,
+    fetch_collateral: Annotated[
+        bool, typer.Option("--fetch-collateral", help="Ask vendors for what evidence did not bring.")
+    ] = False,
+    fetch_budget: Annotated[
+        int,
+        typer.Option(
+            min=1, max=4096, help="Pieces that one address may have fetched at once, and each hour."
+        ),
+    ] = 64,
+    hosts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="YAML: hosts to ask in place of the vendors' own.", exists=True),
+    ] = None,
+    proxy: Annotated[
+        str | None, typer.Option(metavar="URL", help="To vendors; default: HTTPS_PROXY and NO_PROXY.")
+    ] = None,
+    ca_file: Annotated[
+        Path | None, typer.Option(help="CAs of vendors or the proxy, in place of the system's.", exists=True)
     ] = None,
     backends: Annotated[
         Path | None,
@@ -102,6 +126,8 @@ def serve(
 
     if log_format not in ("text", "json"):
         raise typer.BadParameter("--log-format is text or json")
+    if fetch_collateral and collateral is None:
+        raise typer.BadParameter("--fetch-collateral fills the cache that --collateral names")
     host, port = server.parse_listen(listen)
     server.harden()
     log = Journalist(as_json=log_format == "json")
@@ -111,6 +137,7 @@ def serve(
             holder=holder,
             new_holder=new_holder,
             collateral=collateral,
+            supply=_supply(fetch_collateral, fetch_budget, hosts, proxy, ca_file),
             backends=backends,
             approve=approve_backend or (),
         ) as running,
@@ -276,6 +303,15 @@ def decisions_list(
         for item in found["decisions"]
     ]
     emit(found, as_json=as_json, lines=lines or ["no decisions yet"])
+
+
+def _supply(
+    fetch: bool, budget: int, hosts: Path | None, proxy: str | None, ca_file: Path | None
+) -> SupplySettings:
+    from sealwright.broker.supply import SupplySettings
+    from sealwright.cli._collateral import load_hosts
+
+    return SupplySettings(fetch=fetch, budget=budget, hosts=load_hosts(hosts), proxy=proxy, ca_file=ca_file)
 
 
 def _emit_key(found: dict[str, Any], *, as_json: bool) -> None:

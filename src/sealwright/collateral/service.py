@@ -245,7 +245,7 @@ class CollateralService:
             raise _full()
         if payer is not None:
             self._make_room(payer.name)
-            payer.pay()
+            payer.pay(need)
         flight = self._flights[need] = _Flight([OURS[0] if payer is None else payer.name])
         self.counters.upstream += 1
         self._tasks.start_soon(self._fly, self._fetcher, need, flight)
