@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from tests.broker.support import AUTH, Clock, Enclave, Kbs, World
 from tests.broker.test_platforms import NOW, ONE, TCB, refused
+from tests.vector_files import vector
 
-from sealwright.broker.collateral import cached_collateral
+from sealwright.audit.detect import detect
+from sealwright.broker.collateral import cached_collateral, needs_in
 from sealwright.collateral.cache import Cache
 from sealwright.collateral.need import Need
 from sealwright.collateral.record import Piece
@@ -90,3 +92,15 @@ async def test_what_cannot_be_read_is_not_there(
 def test_what_nobody_knows_needs_nothing(tmp_path: Path) -> None:
     envelope = EvidenceEnvelope(type="nitro", evidence=b"?", endorsements=())
     assert not cached_collateral(Cache(tmp_path), envelope).crls
+
+
+def test_a_gpus_report_names_its_reference_values_and_responders() -> None:
+    """Of a real H100; the leaf of its chain lives for one boot, and no responder knows it."""
+    (device,) = detect(vector("nvidia/nv-attestation-sdk/hopper_evidence.json")).devices
+    envelope = EvidenceEnvelope(type="nitro", evidence=b"?", endorsements=(), devices=(device,))
+    needs = [f"{need.kind}/{need.key}" for need in needs_in(envelope)]
+    assert "nvidia-rim/NV_GPU_DRIVER_GH100_590.12" in needs
+    assert "nvidia-rim/NV_GPU_VBIOS_G520_0200_885_9600A50001" in needs
+    assert sum(need.startswith("nvidia-ocsp/") for need in needs) == 3
+    broken = device.model_copy(update={"evidence": device.evidence[:-9]})
+    assert needs_in(envelope.model_copy(update={"devices": (broken,)})) == ()

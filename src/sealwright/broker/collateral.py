@@ -6,11 +6,15 @@ from collections.abc import Sequence
 
 from sealwright.collateral.cache import Cache
 from sealwright.collateral.need import Need
+from sealwright.collateral.needs import gpu_needs
 from sealwright.collateral.peek import needs_of
 from sealwright.endorsement.bag import Endorsements
+from sealwright.endorsement.nvidia import chip, device_certificates
 from sealwright.errors import SealwrightError
 from sealwright.evidence.azure import AzureEvidence
 from sealwright.evidence.envelope import EvidenceEnvelope
+from sealwright.evidence.nvgpu import GpuEvidence
+from sealwright.evidence.nvopaque import OpaqueData
 
 
 def _azure(evidence: bytes, endorsements: Sequence[bytes]) -> Sequence[Need]:
@@ -21,7 +25,19 @@ def _azure(evidence: bytes, endorsements: Sequence[bytes]) -> Sequence[Need]:
     )
 
 
-_READERS = {"az-snp-vtpm": _azure, "az-tdx-vtpm": _azure}
+def _gpu(evidence: bytes, endorsements: Sequence[bytes]) -> Sequence[Need]:
+    device = GpuEvidence.parse(evidence)
+    own, others = device_certificates(device, Endorsements.detect(endorsements))
+    known = chip(own)
+    said = OpaqueData.parse(device.report.opaque, switch=False)
+    if known is None or not said.driver_version:
+        return ()
+    version = said.vbios_version.replace(".", "")
+    vbios = f"{said.project}_{said.project_sku}_{said.chip_sku}_{version}"
+    return gpu_needs(known.name, said.driver_version, vbios, [own, *others])
+
+
+_READERS = {"az-snp-vtpm": _azure, "az-tdx-vtpm": _azure, "nvgpu": _gpu}
 
 
 def needs_in(envelope: EvidenceEnvelope) -> tuple[Need, ...]:
