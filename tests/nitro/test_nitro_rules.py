@@ -444,7 +444,11 @@ def test_allowed() -> None:
     assert codes({}, genuine(PLATFORM.document(REPORT))) == []
     assert codes({"instances": ["i-0123456789abcdef0"]}, genuine(PLATFORM.document(REPORT))) == []
     tpm = {"document": "nitrotpm", "registers": {"pcr4": ["05" * 48]}}
-    assert codes(tpm, genuine(PLATFORM.document(REPORT, "nitrotpm"))) == []
+    found = codes(tpm, genuine(PLATFORM.document(REPORT, "nitrotpm")))
+    assert set(found) <= {"register-not-listed", "register-missing"}
+    assert found.count("register-not-listed") == 5
+    others = [f"pcr{number}" for number in (0, 2, 7, 9, 11, 12, 13)]
+    assert codes({**tpm, "unchecked": others}, genuine(PLATFORM.document(REPORT, "nitrotpm"))) == []
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ def rules(**changes: Any) -> GpuRules:
         "driver": {"exact": [DRIVER]},
         "vbios": {"exact": [GPU_VBIOS]},
         "roots": [root.hex() for root in sorted(nvidia().roots)],
+        "rim_roots": [root.hex() for root in sorted(nvidia().roots)],
     }
     return GpuRules.model_validate(said | changes)
 
@@ -226,9 +227,12 @@ def test_versions_are_numbers() -> None:
 def test_roots_of_device_and_rim_have_to_be_named_each() -> None:
     found = fake(nvidia().device())
     device, rim = found.root, found.rims[0].root
-    assert codes(rules(roots=[]), found) == ["root-not-allowed"] * 3
-    assert codes(rules(roots=[rim.hex()]), found) == ["root-not-allowed"]
-    assert codes(rules(roots=[device.hex()]), found) == ["root-not-allowed"] * 2
+    assert codes(rules(roots=[], rim_roots=[]), found) == ["root-not-allowed"] * 3
+    assert codes(rules(roots=[device.hex()], rim_roots=[]), found) == ["root-not-allowed"] * 2
+    assert codes(rules(roots=[], rim_roots=[rim.hex()]), found) == ["root-not-allowed"]
+    # One is not trusted as the other.
+    assert codes(rules(roots=[rim.hex()], rim_roots=[device.hex()]), found) == ["root-not-allowed"] * 3
+    assert codes(rules(roots=[device.hex()], rim_roots=[rim.hex()]), found) == []
 
 
 def test_conditions_are_admitted_by_name_only() -> None:

@@ -8,7 +8,8 @@ import pytest
 from pydantic import ValidationError
 from tests.tpm.support import REPORT_DATA, platform, verify
 
-from sealwright.appraisal.tpm import NAMED, TpmRules
+from sealwright.appraisal.boot import PCRS as NAMED
+from sealwright.appraisal.tpm import TpmRules
 from sealwright.verify.tpm import VerifiedTpm
 
 ZERO = "00" * 32
@@ -38,7 +39,9 @@ def test_what_the_policy_names_is_admitted() -> None:
 
 
 def test_a_policy_that_says_nothing_admits_nothing() -> None:
-    bare = TpmRules.model_validate({"minimum_firmware": "00" * 8})
+    with pytest.raises(ValidationError, match="vendor_roots"):
+        TpmRules.model_validate({"minimum_firmware": "00" * 8})
+    bare = TpmRules.model_validate({"minimum_firmware": "00" * 8, "vendor_roots": True})
     assert refusals(bare, verified()) == [
         "tpm-not-allowed",
         *["register-not-listed"] * len(NAMED),

@@ -7,44 +7,28 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from sealwright.appraisal.boot import QuotedPcrRules
 from sealwright.appraisal.rules import HardwareRules, HexBytes
 from sealwright.appraisal.snp import SnpRules
 from sealwright.appraisal.tdx import TdxRules
-from sealwright.appraisal.tpm import NAMED, UNEXTENDED
 from sealwright.errors import AppraisalFailure
-from sealwright.evidence.tpmwire import Bank
 from sealwright.verify.azure import VerifiedAzure
 from sealwright.verify.dcap_tcb import STATUS_CODES
 from sealwright.verify.snp import VerifiedSnp
 from sealwright.verify.tdx import VerifiedTdx
 from sealwright.verify.verified import Verified
 
-Checked = Annotated[str, Field(pattern=r"^(?:pcr(?:1?[0-9]|2[0-3])|measurement|mrtd)$")]
 
+class _VtpmRules(QuotedPcrRules):
+    """What is asked of the vTPM, beside the paravisor's own measurement."""
 
-def _sha256() -> list[Bank]:
-    return ["sha256"]
-
-
-class _VtpmRules(HardwareRules):
-    """What is asked of the vTPM. The paravisor and the PCRs of the boot are listed in `registers`, or in `unchecked`."""
-
-    banks: Annotated[list[Bank], Field(min_length=1, max_length=4)] = Field(default_factory=_sha256)
-    unchecked: Annotated[list[Checked], Field(max_length=25)] = Field(default_factory=list)
     user_data: Annotated[list[HexBytes], Field(max_length=256)] | Literal["any"] = "any"
     vm_ids: Annotated[list[str], Field(max_length=4096)] | Literal["any"] = "any"  # vmUniqueId
 
     def vtpm_refusals(self, verified: VerifiedAzure, paravisor: str) -> Iterator[AppraisalFailure]:
         """Yield every reason that lies in the paravisor or its vTPM. Args: paravisor: register of its measurement."""
-        for name in (paravisor, *NAMED):
-            if name not in self.listed and name not in self.unchecked:
-                text = f"the policy neither lists {name} nor names it in `unchecked`"
-                yield AppraisalFailure(text, code="register-not-listed")
-        for bank in self.banks:
-            if bank not in verified.quote.pcrs:
-                text = f"the quote does not cover PCR bank {bank}, which the policy asks for"
-                yield AppraisalFailure(text, code="pcr-bank-missing")
-        yield from self._extended(verified)
+        yield from self.unlisted([paravisor])
+        yield from self.pcr_refusals(verified.registers, verified.quote.pcrs)
         claims = verified.claims
         if self.user_data != "any" and claims.user_data not in self.user_data:
             text = f"user-data is {claims.user_data.hex()[:16]}…, which the policy does not list"
@@ -56,18 +40,6 @@ class _VtpmRules(HardwareRules):
     def names_code(self, verified: Verified) -> bool:
         """Say whether registers are listed, and all of them hold what is listed; `vtpm_refusals` asks which."""
         return HardwareRules.names_code(self, verified)
-
-    def _extended(self, verified: VerifiedAzure) -> Iterator[AppraisalFailure]:
-        for name in UNEXTENDED:
-            found = verified.registers.get(name)
-            if name in self.listed or name in self.unchecked:
-                continue
-            if found is None:
-                text = f"the evidence has no register {name}, which has to be unextended"
-                yield AppraisalFailure(text, code="register-missing")
-            elif any(found):
-                text = f"register {name} was extended; list its value, or start without what was added"
-                yield AppraisalFailure(text, code="pcr-extended")
 
 
 class AzSnpRules(_VtpmRules, SnpRules):

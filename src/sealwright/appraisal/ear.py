@@ -115,7 +115,7 @@ def submodule(
     return {
         "ear_status": appraisal.status,
         "ear_trustworthiness_vector": dict(appraisal.vector),
-        "ear_appraisal_policy_ids": [digest.hex() for digest in policies],
+        "ear_appraisal_policy_ids": [digest.hex() for digest in (*policies, *appraisal.policies)],
         "sealwright": {
             "platform": appraisal.platform,
             "confidential": appraisal.confidential,

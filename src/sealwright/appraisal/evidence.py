@@ -98,7 +98,7 @@ class _Appraising:
                 expected_report_data=self.report_data,
                 context=self.context if own is None else own.context(self.context),
                 collateral=self.collateral,
-                bound=() if own is None else (own.config_register,),
+                bound=frozenset() if own is None else own.bound,
             )
         except CollateralError:
             if own is not None:
@@ -111,9 +111,7 @@ class _Appraising:
     def _vtpm(self, rules: Rules | None, own: Rules | None) -> dict[str, Appraisal]:
         if self.envelope.vtpm is None:
             return {}
-        register = "" if own is None else own.config_register
-        # The platform's own register of that name is another one.
-        bound = (register.removeprefix(VTPM),) if register.startswith(VTPM) else ()
+        bound = vtpm_bound(rules, own)
         verified = verify_vtpm(
             self.envelope.vtpm,
             expected_report_data=self.report_data,
@@ -168,3 +166,14 @@ class _Appraising:
         held = parts["vtpm0"].registers.get(register.removeprefix(VTPM), b"") if "vtpm0" in parts else b""
         # A vTPM that no rules admit vouches for nothing.
         return ConfigBinding(register=register, held=b"" if vtpm is None else held)
+
+
+def vtpm_bound(rules: Rules | None, own: Rules | None) -> frozenset[str]:
+    """Return the registers of a vTPM that need not replay from its event log.
+
+    Args:
+        rules: of the vTPM. own: of the platform beside it; its registers of the same names are others.
+    """
+    found = frozenset() if rules is None else rules.bound
+    register = "" if own is None else own.config_register
+    return found | {register.removeprefix(VTPM)} if register.startswith(VTPM) else found

@@ -9,16 +9,16 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field
 
 from sealwright.appraisal.binding import resettable
+from sealwright.appraisal.boot import PCRS, BootRules
 from sealwright.appraisal.reference import ReferenceRule
-from sealwright.appraisal.rules import HardwareRules
 from sealwright.errors import AppraisalFailure, SettingsError
 from sealwright.verify.nitro import VerifiedNitro
 
-# The registers that name what runs; a policy lists the values of one of them at least.
-CODE_REGISTERS = {"enclave": ("pcr0", "pcr8"), "nitrotpm": ("pcr4", "pcr7", "pcr11")}
+# The registers that name what runs in an enclave; a policy lists the values of one of them at least.
+CODE_REGISTERS = ("pcr0", "pcr8")
 
 
-class NitroRules(HardwareRules):
+class NitroRules(BootRules):
     """Admits documents of one kind, that are young enough, of named code and, if named, of named instances."""
 
     # An instance can put into a NitroTPM register the very value that an enclave's image has: kinds never mix.
@@ -47,11 +47,18 @@ class NitroRules(HardwareRules):
         if verified.age_s > self.oldest_document_s:
             text = f"the document is {verified.age_s} s old; the policy admits {self.oldest_document_s} s"
             yield AppraisalFailure(text, code="document-too-old")
-        if not self.listed & set(CODE_REGISTERS[self.document]):
-            names = " or ".join(CODE_REGISTERS[self.document])
-            yield AppraisalFailure(
-                f"the policy names no code: it lists no value of {names}", code="no-code-named"
-            )
+        yield from self._code_refusals(verified)
         if self.instances != "any" and document.instance_id not in self.instances:
             text = f"instance {document.instance_id or 'without a name'} is not in the policy"
             yield AppraisalFailure(text, code="instance-not-allowed")
+
+    def _code_refusals(self, verified: VerifiedNitro) -> Iterator[AppraisalFailure]:
+        if self.document == "nitrotpm":
+            # An instance boots like any machine with a TPM: one of its registers alone admits most systems.
+            yield from self.unlisted(PCRS)
+            yield from self.extended(verified.registers)
+        elif not self.listed & set(CODE_REGISTERS):
+            names = " or ".join(CODE_REGISTERS)
+            yield AppraisalFailure(
+                f"the policy names no code: it lists no value of {names}", code="no-code-named"
+            )

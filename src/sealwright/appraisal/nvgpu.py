@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -11,6 +12,7 @@ from sealwright.appraisal.rules import HardwareRules
 from sealwright.crypto.document import Digest, Record
 from sealwright.errors import AppraisalFailure
 from sealwright.evidence.nvgpu import MAX_DEVICES, Architecture
+from sealwright.verify.context import Context
 from sealwright.verify.nvgpu import VerifiedGpu
 from sealwright.verify.nvgpu_devices import topology
 
@@ -101,6 +103,8 @@ class GpuRules(HardwareRules):
     rims: Annotated[list[Digest], Field(max_length=256)] = Field(
         default_factory=list
     )  # empty: any NVIDIA signed
+    # `roots` are of devices. Who signs reference values decides what a device may run, so that is another trust.
+    rim_roots: Annotated[list[Digest], Field(max_length=64)] = Field(default_factory=list)
     uncompared: bool = (
         False  # admit a device whose measurements were not compared (needs `outage: nvidia-rim` too)
     )
@@ -115,6 +119,11 @@ class GpuRules(HardwareRules):
                 "devices take neither reference values nor a config register; name their RIMs in `rims`"
             )
         return self
+
+    def context(self, given: Context) -> Context:
+        """Return what a verification for these rules assumes; which root may stand where is asked in `refusals`."""
+        known = super().context(given)
+        return replace(known, roots=known.roots | frozenset(self.rim_roots))
 
     def refusals(self, verified: VerifiedGpu) -> Iterator[AppraisalFailure]:
         """Yield every reason to refuse this one device."""
@@ -170,10 +179,8 @@ class GpuRules(HardwareRules):
             text = "measurements were not compared with reference values, and the policy does not admit that"
             yield AppraisalFailure(text, code="measurements-not-compared")
         for rim in verified.rims:
-            if not rim.vendor_root and rim.root not in self.roots:
-                text = (
-                    f"the {rim.part} RIM ends in root {rim.root.hex()[:16]}…, which the policy does not name"
-                )
+            if not rim.vendor_root and rim.root not in self.rim_roots:
+                text = f"the {rim.part} RIM ends in root {rim.root.hex()[:16]}…, which the policy does not name in `rim_roots`"
                 yield AppraisalFailure(text, code="root-not-allowed")
             if self.rims and rim.digest not in self.rims:
                 text = f"the {rim.part} RIM {rim.digest.hex()[:16]}… is not one that the policy lists"

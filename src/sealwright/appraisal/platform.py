@@ -47,8 +47,10 @@ _CODE: dict[str, tuple[str, ...]] = {
 }
 _TEES = frozenset(_CODE) - {"software", "tpm"}
 # Their rules ask for more than one of these (SNP, TDX), or that each is listed or said to be unchecked (TPMs).
-_SAY_THEMSELVES = frozenset({"snp", "tdx", "tpm", "az-snp-vtpm", "az-tdx-vtpm"})
-_OPEN = frozenset({"debug", "profiling"})  # conditions in which the host may look into a TEE
+_SAY_THEMSELVES = frozenset({"snp", "tdx", "nitro", "tpm", "az-snp-vtpm", "az-tdx-vtpm"})
+# Conditions in which the host may look into a TEE, or nobody knows whether this is one: a level that was revoked
+# can be imitated by whoever holds what leaked.
+_OPEN = frozenset({"debug", "profiling", "tcb-revoked"})
 _DEVICES = frozenset({"nvgpu", "nvswitch"})  # mode and debug of these are conditions and rules of their own
 
 
@@ -63,6 +65,16 @@ class Rules(Protocol):
     @property
     def config_register(self) -> str:
         """The register that holds `config_digest`."""
+        ...
+
+    @property
+    def policies(self) -> tuple[bytes, ...]:
+        """Digests (32 bytes) of further policies that are rules of these."""
+        ...
+
+    @property
+    def bound(self) -> frozenset[str]:
+        """The registers that need not replay from an event log."""
         ...
 
     def prepared(self, platform: str, at: datetime, *, engine: Engine | None = None) -> Rules:
@@ -143,6 +155,7 @@ class Appraisal:
     code: bytes  # 32 bytes: the register, or SHA-256 of JCS {name: hex} of the registers that hold code
     claims: Mapping[str, Fact]
     registers: Mapping[str, bytes] = field(default_factory=dict)
+    policies: tuple[bytes, ...] = ()  # digests of Rego policies it was appraised by, beside the one it is of
     failures: tuple[AppraisalFailure, ...]
     parts: Mapping[str, Appraisal] = field(default_factory=dict)  # vTPM and devices, by EAR submodule
 
@@ -163,13 +176,14 @@ def together(appraisals: Sequence[Appraisal]) -> Appraisal:
     return replace(
         first,
         vector=worst(vectors),
+        policies=tuple(dict.fromkeys(digest for one in appraisals for digest in one.policies)),
         failures=tuple(dict.fromkeys(failure for one in appraisals for failure in one.failures)),
         parts={name: together([one.parts[name] for one in appraisals]) for name in first.parts},
     )
 
 
 def is_confidential(verified: Verified) -> bool:
-    """Say whether the host cannot look in: a TEE under its vendor's root, and not open to debugging or profiling."""
+    """Say whether the host cannot look in: a TEE under its vendor's root, not open to debugging, not revoked."""
     return _is_tee(verified) and not any(condition.code in _OPEN for condition in verified.conditions)
 
 
@@ -198,6 +212,7 @@ def appraise(verified: Verified, rules: Rules | None, *, require_hardware: bool)
         code=_code(verified),
         claims=verified.facts,
         registers=verified.registers,
+        policies=() if rules is None else rules.policies,
         failures=tuple(failures),
     )
 

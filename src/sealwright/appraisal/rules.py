@@ -19,6 +19,7 @@ from sealwright.appraisal.rego_engine import Engine
 from sealwright.crypto.document import Digest, Record
 from sealwright.errors import AppraisalFailure, SettingsError
 from sealwright.verify.context import CollateralKind, Context, Tolerance
+from sealwright.verify.eventlog import SYSTEM
 from sealwright.verify.verified import Verified
 
 
@@ -79,6 +80,16 @@ class HardwareRules(Record):
         return replace(given, roots=given.roots | frozenset(self.roots), outage=tolerances)
 
     @property
+    def policies(self) -> tuple[bytes, ...]:
+        """Digests (32 bytes) of the Rego policies that are rules of these."""
+        return () if self.rego is None else (self.rego.digest,)
+
+    @property
+    def bound(self) -> frozenset[str]:
+        """Registers that need not replay from an event log: the config's, and those of the system that are named."""
+        return (self.listed & SYSTEM) | {self.config_register}
+
+    @property
     def listed(self) -> frozenset[str]:
         """The registers whose values are listed, here or in every build of the reference values."""
         inline = {name for name, values in self.registers.items() if values}
@@ -105,10 +116,14 @@ class HardwareRules(Record):
         for condition in verified.conditions:
             if condition.code not in self.admit:
                 yield AppraisalFailure(condition.text, code=condition.code)
+        yield from self.root_refusals(verified)
+        yield from self._measurements(verified.registers)
+
+    def root_refusals(self, verified: Verified) -> Iterator[AppraisalFailure]:
+        """Yield a failure if `verified` ends in a root that counts for nothing here."""
         if not verified.vendor_root and verified.root not in self.roots:
             text = f"root {verified.root.hex()[:16]}… is not the vendor's, and the policy does not name it"
             yield AppraisalFailure(text, code="root-not-allowed")
-        yield from self._measurements(verified.registers)
 
     def refusals(self, verified: Any) -> Iterator[AppraisalFailure]:
         """Yield every reason of this platform's own to refuse `verified`; overridden by each platform."""

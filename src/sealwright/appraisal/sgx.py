@@ -7,11 +7,18 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sealwright.appraisal.dcap import DcapRules, Svn
+from sealwright.appraisal.dcap import DcapRules, Svn, sized
+from sealwright.appraisal.hexbytes import HexBytes
 from sealwright.crypto.document import Digest
 from sealwright.errors import AppraisalFailure
 from sealwright.verify.sgx import VerifiedSgx
 from sealwright.verify.verified import Verified
+
+ConfigId = Annotated[HexBytes, sized(64)]
+
+
+def _no_config_id() -> list[bytes]:
+    return [bytes(64)]
 
 
 class SgxRules(DcapRules):
@@ -19,6 +26,11 @@ class SgxRules(DcapRules):
 
     isv_prod_id: Annotated[list[Svn], Field(max_length=256)] | Literal["any"] = "any"
     minimum_isv_svn: Svn = 0
+    # Who loads an enclave with KSS chooses these; code that reads them is another program with each.
+    config_ids: Annotated[list[ConfigId], Field(min_length=1, max_length=256)] | Literal["any"] = Field(
+        default_factory=_no_config_id
+    )
+    minimum_config_svn: Svn = 0
     # A manifest is measured into MRENCLAVE; which config it holds is known to whoever built it.
     configs: Annotated[dict[str, Digest], Field(max_length=256)] = Field(default_factory=dict)
 
@@ -47,4 +59,10 @@ class SgxRules(DcapRules):
             yield AppraisalFailure(text, code="enclave-not-allowed")
         if report.isv_svn < self.minimum_isv_svn:
             text = f"the enclave's SVN is {report.isv_svn}; the policy wants {self.minimum_isv_svn} or later"
+            yield AppraisalFailure(text, code="enclave-below-minimum")
+        if self.config_ids != "any" and report.config_id not in self.config_ids:
+            text = f"CONFIGID is {report.config_id.hex()[:16]}…, which the policy does not list"
+            yield AppraisalFailure(text, code="enclave-not-allowed")
+        if report.config_svn < self.minimum_config_svn:
+            text = f"CONFIGSVN is {report.config_svn}; the policy wants {self.minimum_config_svn} or later"
             yield AppraisalFailure(text, code="enclave-below-minimum")

@@ -39,6 +39,16 @@ class SoftwareRules(Record):
     claims: dict[str, list[str]] = Field(default_factory=dict)
 
     @property
+    def policies(self) -> tuple[bytes, ...]:
+        """None: it has no Rego."""
+        return ()
+
+    @property
+    def bound(self) -> frozenset[str]:
+        """None: it has no event log."""
+        return frozenset()
+
+    @property
     def config_register(self) -> str:
         """The quoter's register 1."""
         return "config"

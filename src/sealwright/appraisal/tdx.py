@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from sealwright.appraisal.boot import BootRules
 from sealwright.appraisal.dcap import DcapRules, sized
 from sealwright.appraisal.hexbytes import HexBytes
 from sealwright.errors import AppraisalFailure
@@ -16,8 +17,12 @@ from sealwright.verify.verified import Verified
 Bits64 = Annotated[HexBytes, sized(8)]  # little-endian, as in the TD report
 
 
-class TdxRules(DcapRules):
-    """Admits TDs on Intel TDX."""
+# Firmware's configuration, ACPI tables among it (0), boot loader and kernel (1), command line and initrd (2).
+_RTMRS = ("rtmr0", "rtmr1", "rtmr2")
+
+
+class TdxRules(BootRules, DcapRules):
+    """Admits TDs on Intel TDX. `mrtd` is listed; of RTMR0 to 2 each is listed, or stands in `unchecked`."""
 
     minimum_tee_tcb_svn: Annotated[HexBytes, sized(16)] = bytes(16)  # each byte is a floor of its own
     mr_seam: Annotated[list[Annotated[HexBytes, sized(48)]], Field(max_length=256)] | Literal["any"] = "any"
@@ -40,6 +45,7 @@ class TdxRules(DcapRules):
         if "mrtd" not in self.listed:
             text = "the policy names no code: it lists no value of mrtd"
             yield AppraisalFailure(text, code="no-code-named")
+        yield from self.unlisted(_RTMRS)
         yield from self.hardware_refusals(verified)
 
     def hardware_refusals(self, verified: VerifiedTdx) -> Iterator[AppraisalFailure]:

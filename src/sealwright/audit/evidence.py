@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from sealwright.appraisal.binding import ConfigBinding
-from sealwright.appraisal.evidence import VTPM, appraise_evidence
+from sealwright.appraisal.evidence import appraise_evidence, vtpm_bound
 from sealwright.appraisal.platform import Appraisal, Rules, appraise, is_confidential
 from sealwright.appraisal.policy import KeyPolicy, TrustFile
 from sealwright.appraisal.rules import HardwareRules
@@ -141,19 +141,18 @@ class _Checking:
     def _report_data(self) -> bytes:
         return unverified_report_data(self.envelope) if self.expected is None else self.expected
 
-    def _bound(self) -> tuple[str, ...]:
+    def _bound(self) -> frozenset[str]:
         rules = self._rules(self.envelope.type)
-        return () if rules is None else (rules.config_register,)
+        return frozenset() if rules is None else rules.bound
 
     def _genuine(self) -> dict[str, Verified]:
-        bound = self._bound()
         found: dict[str, Verified] = {
             "cpu0": verify_evidence(
                 self.envelope,
                 expected_report_data=self._report_data(),
                 context=self._context(self.envelope.type),
                 collateral=self.given.collateral,
-                bound=bound,
+                bound=self._bound(),
             )
         }
         if self.envelope.vtpm is not None:
@@ -162,7 +161,7 @@ class _Checking:
                 expected_report_data=self._report_data(),
                 context=self._context("vtpm"),
                 collateral=self.given.collateral,
-                bound=[name.removeprefix(VTPM) for name in bound if name.startswith(VTPM)],
+                bound=vtpm_bound(self._rules("vtpm"), self._rules(self.envelope.type)),
             )
         devices = verify_envelope_devices(
             self.envelope.devices,

@@ -13,7 +13,7 @@ from typing import Any
 
 from sealwright.appraisal.binding import ConfigBinding
 from sealwright.appraisal.config import ConfigFacts, appraise_config
-from sealwright.appraisal.evidence import appraise_evidence
+from sealwright.appraisal.evidence import VTPM, appraise_evidence
 from sealwright.appraisal.platform import is_confidential
 from sealwright.appraisal.policy import KeyPolicy, TrustFile
 from sealwright.audit.receipts import verify_receipt_file
@@ -157,6 +157,7 @@ def _genuine(
         expected_report_data=unverified_report_data(envelope) if expected is None else expected,
         context=context if own is None else own.context(context),
         collateral=Endorsements(),
+        bound=frozenset() if own is None else own.bound,
     )
 
 
@@ -195,6 +196,8 @@ def _check_config(
     if not register:
         report.not_checked.append("whether the config was measured (only a policy says where)")
         return
+    if register.startswith(VTPM):
+        return  # it is in the vTPM, which is looked at with the policy
     held = ConfigBinding(register=register, held=genuine.registers.get(register, b""))
     held.check(config.digest(), stage="evidence")
     report.checked.append("the enclave config is the measured one")
@@ -234,6 +237,9 @@ def _judge(
     )
     failures = list(appraisal.failures)
     digest = appraisal.config.digest if config is None else config.digest()
+    if config is not None and appraisal.config.register.startswith(VTPM):
+        appraisal.config.check(digest, stage="evidence")
+        report.checked.append("the enclave config is the measured one")
     if config is not None or (digest and rules.config.digests):
         failures += appraise_config(_facts(digest, config), rules.config)
         report.checked.append("config: allowed")

@@ -25,6 +25,9 @@ Layout = Literal["pcr", "rtmr"]
 RUNTIME = 0xFFFFFFFF  # the type of events that no firmware logged
 # What the operating system extends by a log of its own: these need not replay from the firmware's.
 OUTSIDE = frozenset({"pcr10", "rtmr3"})
+# What the operating system extends after the firmware's log has ended: systemd's phases of boot, command lines and
+# extensions (11 to 13), keys of machine owners (14), identity of the machine and its disks (15).
+SYSTEM = frozenset({"pcr11", "pcr12", "pcr13", "pcr14", "pcr15"})
 _BANKS: Mapping[int, Bank] = {20: "sha1", 32: "sha256", 48: "sha384", 64: "sha512"}
 _STARTUP_LOCALITY = b"StartupLocality\0"
 _LOCALITIES = (0, 3, 4)

@@ -22,7 +22,7 @@ from sealwright.evidence.tpm import TpmQuote
 from sealwright.verify.azure import verify_azure
 from sealwright.verify.boot import BootAccount, read_boot, with_boot
 from sealwright.verify.context import Context
-from sealwright.verify.eventlog import verify_event_log
+from sealwright.verify.eventlog import SYSTEM, verify_event_log
 from sealwright.verify.nitro import verify_nitro
 from sealwright.verify.nvgpu import VerifiedGpu
 from sealwright.verify.nvgpu_devices import verify_devices
@@ -81,7 +81,8 @@ def verify_evidence(
     Args:
         expected_report_data: 64 bytes, computed by the caller for its own purpose and nonce.
         collateral: what the caller has beside the envelope's own endorsements.
-        bound: registers whose whole value the caller checks by itself, such as the config's: they need not replay.
+        bound: registers that the policy speaks of. The config's, and those that an operating system extends, need
+            not replay then; of the latter one that is not named, and does not, is in condition `unlogged-extends`.
 
     Raises:
         EvidenceFormatError, VerificationError, RevokedError, CollateralError.
@@ -176,7 +177,7 @@ def read_event_log(verified: Verified, event_log: bytes, bound: Collection[str] 
     Raises:
         EvidenceFormatError, VerificationError: see `verify_event_log`.
     """
-    return read_boot(verify_event_log(EventLog.parse(event_log), verified, bound=bound))
+    return read_boot(verify_event_log(EventLog.parse(event_log), verified, unlogged=SYSTEM, bound=bound))
 
 
 def _booted(verified: Verified, event_log: bytes | None, bound: Collection[str]) -> Verified:

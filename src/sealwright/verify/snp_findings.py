@@ -11,6 +11,7 @@ from sealwright.verify.verified import CollateralUse, Condition, Fact, Proof
 
 NO_MIGRATION_AGENT = b"\xff" * 32  # REPORT_ID_MA
 MASKED_CHIP_ID = bytes(64)
+_TELLS_ALIASES = 3  # version of reports
 _NOT_PROVED = (
     "that nobody taps or alters the memory bus or has opened the processor: SEV-SNP does not defend against that",
     "that no side channel leads out of the guest",
@@ -36,6 +37,10 @@ def conditions(report: SnpReport) -> Iterator[Condition]:
             f"bits are set that are not known: guest policy {unknown[0]}, platform information {unknown[1]}"
         )
         yield Condition(code="unknown-bits", text=text, claim="configuration", value=32)
+    # Firmware that writes version 3 tells this of every generation; older versions have no such bit to set.
+    if report.version >= _TELLS_ALIASES and not report.platform_info.has("alias_check_complete"):
+        text = "the firmware did not check that no two addresses lead to the same memory (CVE-2024-21944)"
+        yield Condition(code="alias-check-incomplete", text=text)
     yield from _tcb_conditions(report)
     if report.key_info.signing_key == "vcek" and report.chip_id == MASKED_CHIP_ID:
         text = "the host masks CHIP_ID: the chip is known from the certificate of its key alone"

@@ -224,7 +224,7 @@ def test_values_of_enclaves_bind_no_config_of_instances() -> None:
 
 def test_values_of_a_providers_tpm_are_for_the_rules_of_that_alone() -> None:
     signers = {"keys": [b64url(SIGNER.public_key().public_bytes_raw())]}
-    beside = {"tpm": "provider", "minimum_firmware": "00" * 8}
+    beside = {"tpm": "provider", "minimum_firmware": "00" * 8, "vendor_roots": True}
     rule = TpmRules.model_validate(
         beside | {"reference": {"signers": signers, "values": [document(platform="vtpm")]}}
     )
