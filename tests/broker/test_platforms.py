@@ -79,6 +79,7 @@ def _tdx() -> Made:
         ),
         rules={
             "registers": {"mrtd": [(ONE * 48).hex()]},
+            "unchecked": ["rtmr0", "rtmr1", "rtmr2"],
             "config_register": "mrconfigid",
             "roots": [platform.root_fingerprint.hex()],
             "minimum_tcb_evaluation": 0,
@@ -339,7 +340,7 @@ CAPTURED = {
         endorsements=["tdx/dcap-qvl/tdx_quote_collateral.json"],
         at=datetime(2025, 7, 1, tzinfo=UTC),
         type="tdx",
-        rules={"minimum_tcb_evaluation": 17},
+        rules={"minimum_tcb_evaluation": 17, "unchecked": ["rtmr0", "rtmr1", "rtmr2"]},
         register="mrtd",
     ),
     "sgx": Captured(

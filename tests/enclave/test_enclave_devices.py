@@ -18,6 +18,7 @@ from sealwright.crypto.canonical import canonical
 from sealwright.enclave.broker_client import BrokerClient, BrokerRefusal, Identity, Session
 from sealwright.enclave.clock import EnclaveClock
 from sealwright.enclave.keyset import EnclaveKeys
+from sealwright.endorsement.x509 import fingerprint
 from sealwright.errors import SealwrightError, UnavailableError
 from sealwright.evidence.envelope import DeviceEvidence, EvidenceEnvelope
 from sealwright.evidence.nvgpu import GpuEvidence
@@ -52,7 +53,8 @@ class Machine(World):
             "driver": {"exact": ["550.90.07"]},
             "vbios": {"minimum": "96.00.9F.00.01"},
             "count": {"minimum": 2, "maximum": 2},
-            "roots": sorted(root.hex() for root in self.nvidia.roots),
+            "roots": [fingerprint(self.nvidia.device_root.certificate).hex()],
+            "rim_roots": [fingerprint(self.nvidia.rim_root.certificate).hex()],
         }
         return made
 

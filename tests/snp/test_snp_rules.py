@@ -143,7 +143,12 @@ def test_platform_info(genoa: SnpTestPlatform) -> None:
     strict = rules(genoa, platform_info={"require": ["alias_check_complete", "ecc_en"], "forbid": ["smt_en"]})
     assert codes(genoa, strict) == ["platform-info-not-allowed"]
     assert codes(genoa, strict, platform_info=0x24) == []
-    assert codes(genoa, strict, platform_info=0) == ["platform-info-not-allowed"] * 2
+    assert codes(genoa, strict, platform_info=0) == [
+        "alias-check-incomplete",
+        *["platform-info-not-allowed"] * 2,
+    ]
+    loose = rules(genoa, admit=["alias-check-incomplete"])
+    assert codes(genoa, loose, platform_info=0) == []
 
 
 def test_id_block(genoa: SnpTestPlatform) -> None:
