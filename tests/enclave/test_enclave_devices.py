@@ -15,8 +15,9 @@ from tests.enclave.support import KID, TENANT, World
 
 from sealwright.client.verifier import verify_attestation
 from sealwright.crypto.canonical import canonical
-from sealwright.enclave.broker_client import BrokerClient, BrokerRefusal, Identity, Session
+from sealwright.enclave.broker_client import BrokerClient, BrokerRefusal, Session
 from sealwright.enclave.clock import EnclaveClock
+from sealwright.enclave.identity import Identity
 from sealwright.enclave.keyset import EnclaveKeys
 from sealwright.endorsement.x509 import fingerprint
 from sealwright.errors import SealwrightError, UnavailableError
