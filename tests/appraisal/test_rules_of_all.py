@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.appraisal.test_signed import KEYS, NOW, envelope, public, values
+from tests.appraisal.test_signed import KEYS, NOW, envelope, policy, public, values
 from tests.client.support import fake_enclave
 from tests.rego.support import POLICY
 
@@ -19,6 +19,7 @@ from sealwright.appraisal.evidence import appraise_evidence
 from sealwright.appraisal.platform import Platforms, appraise, is_confidential, together
 from sealwright.appraisal.policy import KeyPolicy, TrustFile
 from sealwright.appraisal.rego import RegoRule
+from sealwright.cli import main
 from sealwright.client.trust_source import TrustSource
 from sealwright.crypto.encoding import rfc3339
 from sealwright.endorsement.x509 import fingerprint
@@ -126,8 +127,8 @@ def test_rego_is_asked_once_a_device_and_named_in_the_result() -> None:
     assert len(asked) == len(devices)
     digest = RegoRule.model_validate(rego).digest
     assert submodule(found.parts["gpu1"])["ear_appraisal_policy_ids"] == [digest.hex()]
-    policy = b"p" * 32
-    assert submodule(found, policies=[policy])["ear_appraisal_policy_ids"] == [policy.hex()]
+    own = b"p" * 32
+    assert submodule(found, policies=[own])["ear_appraisal_policy_ids"] == [own.hex()]
     other = replace(found.parts["gpu0"], policies=(digest, b"o" * 32))
     assert together([found.parts["gpu0"], other]).policies == (digest, b"o" * 32)
 
@@ -153,3 +154,20 @@ def test_an_older_trust_file_is_not_taken_while_a_newer_one_is_in_use(tmp_path: 
     assert source.load().version == 3
     write(2)
     assert TrustSource(path).load().version == 2  # another process knows nothing of it
+
+
+def test_explain_names_what_is_not_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = policy(
+        platforms={
+            "tdx": {
+                "minimum_tcb_evaluation": 17,
+                "registers": {"mrtd": ["00" * 48]},
+                "unchecked": ["rtmr0", "rtmr1", "rtmr2"],
+            }
+        }
+    )
+    (tmp_path / "p.yaml").write_text(json.dumps(said))
+    assert main(["policy", "explain", str(tmp_path / "p.yaml")]) == 0
+    told = capsys.readouterr().out
+    assert "anything in rtmr0, rtmr1, rtmr2" in told
+    assert "ADMITS" in told

@@ -176,6 +176,8 @@ def _rules(rules: Mapping[str, Any]) -> Iterator[str]:
             for code in value:
                 cause = known.get(code, "a condition that this version does not know")
                 yield f"  {'ADMITS':<25} {code}: {cause}"
+        elif name == "unchecked" and value:
+            yield f"  {'ADMITS':<25} anything in {', '.join(value)}"
         elif name == "reference":
             yield f"  {'builds':<25} {len(value['values'])} signed documents of reference values"
         elif name == "outage":
