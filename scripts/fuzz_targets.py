@@ -54,7 +54,7 @@ from sealwright.evidence.token import CloudToken
 from sealwright.evidence.tpm import TpmQuote, TpmsAttest
 from sealwright.evidence.tpmkey import TpmtPublic, TpmtSignature
 from sealwright.evidence.uefi import VariableData, parse_signature_lists
-from sealwright.testing.azure import AzureTestPlatform
+from sealwright.testing.azure import AzureTdxTestPlatform, AzureTestPlatform
 from sealwright.testing.eventlog import BootLogBuilder
 from sealwright.testing.google_endorsement import FakeGoogle
 from sealwright.testing.intel import SgxTestPlatform, TdxTestPlatform
@@ -224,8 +224,10 @@ def _made() -> Iterator[bytes]:
     device, quote = nvidia.device(), tpm.quote(DATA)
     yield from (device.document(DATA[:32]), device.report(DATA[:32]), *nvidia.endorsements(device))
     yield from (one.certificate.public_bytes(Encoding.DER) for one in device.entity.entities())
-    evidence, blobs = azure.evidence(DATA)
-    yield from (evidence.encode(), evidence.hcl.encode(), evidence.hcl.runtime_data, *blobs)
+    yield TdxTestPlatform(NOW).evidence(DATA, version=5, body=4)[0]
+    for vm in (azure, AzureTdxTestPlatform(NOW)):
+        evidence, blobs = vm.evidence(DATA)
+        yield from (evidence.encode(), evidence.hcl.encode(), evidence.hcl.runtime_data, *blobs)
     yield from (quote.attest.signed, quote.signature.encode(), tpm.public.encode())
     yield from (tpm.envelope(DATA).encode(), SnpTestPlatform(NOW).table().encode())
     software = SoftwareTestPlatform(NOW).quote(DATA, (bytes(32), bytes(32)))

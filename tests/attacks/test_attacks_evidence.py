@@ -162,15 +162,21 @@ def test_a_policy_that_names_no_code_of_a_td_admits_none(tdx: TdxTestPlatform) -
     said: dict[str, Any] = {"minimum_tcb_evaluation": 1, "roots": [tdx.root_fingerprint.hex()]}
     zero = ["00" * 48]
     for registers, codes, executables in (
-        ({}, ["no-code-named"], 33),
-        ({"mrconfigid": zero, "rtmr3": zero}, ["no-code-named"], 33),
-        ({"mrtd": zero}, [], 33),
-        ({"mrtd": zero, "rtmr1": zero, "rtmr2": zero}, [], 2),
+        ({}, ["no-code-named", *["register-not-listed"] * 3], 33),
+        ({"mrconfigid": zero, "rtmr3": zero}, ["no-code-named", *["register-not-listed"] * 3], 33),
+        ({"mrtd": zero}, ["register-not-listed"] * 3, 33),
+        ({"mrtd": zero, "rtmr1": zero, "rtmr2": zero}, ["register-not-listed"], 2),
+        ({"mrtd": zero, "rtmr0": zero, "rtmr1": zero, "rtmr2": zero}, [], 2),
     ):
         rules = TdxRules.model_validate(said | {"registers": registers})
         judged = appraise(found, rules, require_hardware=False)
         assert [one.code for one in judged.failures] == codes
         assert judged.vector["executables"] == executables
+    loose = TdxRules.model_validate(
+        said | {"registers": {"mrtd": zero}, "unchecked": ["rtmr0", "rtmr1", "rtmr2"]}
+    )
+    judged = appraise(found, loose, require_hardware=False)
+    assert (judged.failures, judged.vector["executables"]) == ((), 33)
 
 
 def looked_at(fake: SnpTestPlatform, policy: dict[str, Any] | None, **fields: Any) -> dict[str, Any]:
@@ -299,7 +305,7 @@ def test_a_nitrotpm_hides_no_memory() -> None:
 
 
 BOOT = {name: ["00" * 32] for name in ("pcr0", "pcr2", "pcr4", "pcr7", "pcr9", "pcr11")}
-TPM = {"tpm": "provider", "minimum_firmware": "00" * 8, "registers": BOOT}
+TPM = {"tpm": "provider", "vendor_roots": True, "minimum_firmware": "00" * 8, "registers": BOOT}
 
 
 @pytest.mark.parametrize("register", ["pcr8", "pcr16", "pcr23"])
@@ -406,6 +412,7 @@ def test_a_device_alone_is_not_allowed_by_a_policy_of_machines() -> None:
         "driver": {"any": True},
         "vbios": {"any": True},
         "roots": [root.hex() for root in sorted(fake.roots)],
+        "rim_roots": [root.hex() for root in sorted(fake.roots)],
     }
     said = {
         "version": 1,

@@ -11,9 +11,10 @@ import pytest
 from tests.enclave.support import TENANT, World
 
 from sealwright.enclave import broker_client
-from sealwright.enclave.broker_client import BrokerClient, Identity, Session
+from sealwright.enclave.broker_client import BrokerClient, Session
 from sealwright.enclave.clock import EnclaveClock
 from sealwright.enclave.http import Answer, HttpConnection
+from sealwright.enclave.identity import Identity
 from sealwright.enclave.keyset import EnclaveKeys
 from sealwright.errors import VerificationError
 

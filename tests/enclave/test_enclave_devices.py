@@ -13,11 +13,15 @@ from typing import Any
 import pytest
 from tests.enclave.support import KID, TENANT, World
 
+from sealwright.appraisal.policy import KeyPolicy
+from sealwright.audit.report import check_bundle
 from sealwright.client.verifier import verify_attestation
 from sealwright.crypto.canonical import canonical
-from sealwright.enclave.broker_client import BrokerClient, BrokerRefusal, Identity, Session
+from sealwright.enclave.broker_client import BrokerClient, BrokerRefusal, Session
 from sealwright.enclave.clock import EnclaveClock
+from sealwright.enclave.identity import Identity
 from sealwright.enclave.keyset import EnclaveKeys
+from sealwright.endorsement.x509 import fingerprint
 from sealwright.errors import SealwrightError, UnavailableError
 from sealwright.evidence.envelope import DeviceEvidence, EvidenceEnvelope
 from sealwright.evidence.nvgpu import GpuEvidence
@@ -52,7 +56,8 @@ class Machine(World):
             "driver": {"exact": ["550.90.07"]},
             "vbios": {"minimum": "96.00.9F.00.01"},
             "count": {"minimum": 2, "maximum": 2},
-            "roots": sorted(root.hex() for root in self.nvidia.roots),
+            "roots": [fingerprint(self.nvidia.device_root.certificate).hex()],
+            "rim_roots": [fingerprint(self.nvidia.rim_root.certificate).hex()],
         }
         return made
 
@@ -257,3 +262,24 @@ def test_a_client_checks_the_devices_too(machine: Machine) -> None:
         other = machine.identity(keys=identity.keys, devices=devices)
         changed = other.evidence(Purpose.SERVE, nonce)
         assert checked(machine, said | {"evidence": changed}, nonce) == code
+
+
+def test_an_auditor_with_a_policy_checks_the_devices_too(machine: Machine) -> None:
+    """Devices that answered another nonce, quoted by the enclave all the same: the policy alone sees it."""
+    nonce, identity = b"n" * 32, machine.identity()
+    said = bundle(machine, identity, nonce)
+    policy = KeyPolicy.from_json(machine.policy())
+
+    def looked_at(said: dict[str, Any], nonce: bytes | None) -> tuple[str, str]:
+        try:
+            check_bundle(canonical(said), rules=policy, nonce=nonce, at=datetime.now(UTC))
+        except SealwrightError as exc:
+            return exc.stage, exc.code
+        return GRANTED
+
+    assert looked_at(said, nonce) == GRANTED
+    assert looked_at(said, None) == GRANTED  # freshness is not judged, and the report says so
+    assert looked_at(said, b"m" * 32) == NOT_QUOTED
+    other = machine.identity(keys=identity.keys, devices=lambda n: machine.collect(n[::-1]))
+    stale = said | {"evidence": other.evidence(Purpose.SERVE, nonce)}
+    assert looked_at(stale, nonce) == STALE_DEVICE

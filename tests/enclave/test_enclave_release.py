@@ -16,9 +16,10 @@ from tests.enclave.support import KID, TENANT, World
 from sealwright.crypto.canonical import canonical
 from sealwright.crypto.hpke import HpkePublicKey, Kem, seal_to
 from sealwright.enclave import broker_client
-from sealwright.enclave.broker_client import BrokerClient, BrokerRefusal, Identity, Session
+from sealwright.enclave.broker_client import BrokerClient, BrokerRefusal, Session
 from sealwright.enclave.clock import EnclaveClock
 from sealwright.enclave.http import Answer, HttpConnection
+from sealwright.enclave.identity import Identity
 from sealwright.enclave.keyset import EnclaveKeys
 from sealwright.errors import (
     MessageFormatError,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import warnings
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -19,6 +18,7 @@ from tests.enclave.support import KID, World, chat, enclave
 from tests.enclave.test_enclave_quoted import client
 from tests.inference.support import close_others, fake_engine
 from tests.inference.test_inference_llamacpp import gguf
+from tests.tpm.support import running
 
 from sealwright.attester.local import AttesterSpec
 from sealwright.attester.quoter.launch import Running, launch
@@ -29,7 +29,6 @@ from sealwright.enclave.image import DISTRIBUTIONS, ENTRY
 from sealwright.errors import AppraisalError, SealwrightError, VerificationError
 from sealwright.inference.zygote import Zygote
 from sealwright.protocol.enclave_config import EnclaveConfig
-from sealwright.testing.software import FakePlatformWarning
 from sealwright.testing.tpm import SwTpm, manufacture
 from sealwright.testing.workload import FakeWorkload
 
@@ -49,10 +48,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def swtpm(pristine: Path) -> Iterator[SwTpm]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FakePlatformWarning)
-        made = SwTpm(pristine)
-    with made:
+    with running(pristine) as made:
         with Tpm(connect(made.address)) as tpm:
             for pcr, said in BOOT.items():
                 tpm.pcr_extend(pcr, {"sha256": sha256(said).digest()})

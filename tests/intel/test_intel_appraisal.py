@@ -38,9 +38,8 @@ def verified(platform: Any, **fields: Any) -> Any:
 def rules(platform: Any, **said: Any) -> DcapRules:
     base: dict[str, Any] = {"minimum_tcb_evaluation": 20, "roots": [platform.root_fingerprint.hex()]}
     if isinstance(platform, TdxTestPlatform):
-        return TdxRules.model_validate(
-            base | {"registers": {"mrtd": ["00" * 48]}, "unchecked": ["rtmr0", "rtmr1", "rtmr2"]} | said
-        )
+        code = {name: ["00" * 48] for name in ("mrtd", "rtmr0", "rtmr1", "rtmr2")}
+        return TdxRules.model_validate(base | {"registers": code} | said)
     return SgxRules.model_validate(base | {"registers": {"mrenclave": ["00" * 32]}} | said)
 
 
@@ -60,7 +59,8 @@ def test_roots(tdx: TdxTestPlatform) -> None:
 
 
 def test_registers(tdx: TdxTestPlatform, sgx: SgxTestPlatform) -> None:
-    wanted = {"registers": {"mrtd": ["01" * 48], "rtmr3": ["00" * 48], "pcr4": ["00" * 32]}}
+    rest = {"unchecked": ["rtmr0", "rtmr1", "rtmr2"]}
+    wanted = {"registers": {"mrtd": ["01" * 48], "rtmr3": ["00" * 48], "pcr4": ["00" * 32]}} | rest
     assert codes(tdx, wanted) == ["measurement-not-allowed", "register-missing"]
     assert codes(tdx, wanted, mrtd=b"\1" * 48) == ["register-missing"]
     assert codes(sgx, mrenclave=b"\1" * 32) == ["measurement-not-allowed"]
@@ -86,6 +86,32 @@ def test_td_attributes_are_refused_unless_admitted(tdx: TdxTestPlatform, attribu
     raw = bytes.fromhex(attributes)
     assert codes(tdx, td_attributes=raw) == [code]
     assert codes(tdx, {"admit": [code]}, td_attributes=raw) == []
+
+
+def test_mrtd_alone_names_firmware_and_no_kernel(tdx: TdxTestPlatform) -> None:
+    alone = {"registers": {"mrtd": ["00" * 48]}}
+    assert codes(tdx, alone) == ["register-not-listed"] * 3
+    assert codes(tdx, alone | {"unchecked": ["rtmr0"]}) == ["register-not-listed"] * 2
+    assert codes(tdx, alone | {"unchecked": ["rtmr0", "rtmr1", "rtmr2"]}) == []
+    none = {"registers": {}, "unchecked": ["rtmr0", "rtmr1", "rtmr2"]}
+    assert codes(tdx, none) == ["no-code-named"]
+    for name in ("mrtd", "rtmr3", "pcr4"):
+        with pytest.raises(ValidationError):
+            rules(tdx, unchecked=[name])
+
+
+def test_config_id(sgx: SgxTestPlatform) -> None:
+    """Whoever loads the enclave chooses it."""
+    other = b"\1" * 64
+    assert codes(sgx, config_id=other) == ["enclave-not-allowed"]
+    assert codes(sgx, {"config_ids": [other.hex()]}, config_id=other) == []
+    assert codes(sgx, {"config_ids": "any"}, config_id=other) == []
+    assert codes(sgx, {"config_ids": [other.hex()]}) == ["enclave-not-allowed"]
+    assert codes(sgx, {"minimum_config_svn": 2}, config_svn=1) == ["enclave-below-minimum"]
+    assert codes(sgx, {"minimum_config_svn": 2}, config_svn=2) == []
+    for wrong in ([], ["00" * 63]):
+        with pytest.raises(ValidationError):
+            rules(sgx, config_ids=wrong)
 
 
 def test_migration_by_service_td(tdx: TdxTestPlatform) -> None:
@@ -265,7 +291,12 @@ def test_every_failure_is_listed(tdx: TdxTestPlatform) -> None:
     tdx.tcb = bytes([3] * 8 + [0] * 8)
     found = codes(
         tdx,
-        {"registers": {"mrtd": ["01" * 48]}, "fmspc": [], "minimum_qe_svn": 9, "mr_seam": []},
+        {
+            "registers": {"mrtd": ["01" * 48], "rtmr1": ["00" * 48], "rtmr2": ["00" * 48]},
+            "fmspc": [],
+            "minimum_qe_svn": 9,
+            "mr_seam": [],
+        },
         td_attributes=bytes.fromhex("0100000000000000"),
     )
     assert found == [
@@ -273,6 +304,7 @@ def test_every_failure_is_listed(tdx: TdxTestPlatform) -> None:
         "debug",
         "sept-ve-enabled",
         "measurement-not-allowed",
+        "register-not-listed",
         "advisory-not-allowed",
         "tcb-below-minimum",
         "product-not-allowed",

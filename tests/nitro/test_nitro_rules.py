@@ -443,12 +443,21 @@ def codes(rules: dict[str, Any], verified: VerifiedNitro) -> list[str]:
 def test_allowed() -> None:
     assert codes({}, genuine(PLATFORM.document(REPORT))) == []
     assert codes({"instances": ["i-0123456789abcdef0"]}, genuine(PLATFORM.document(REPORT))) == []
-    tpm = {"document": "nitrotpm", "registers": {"pcr4": ["05" * 48]}}
-    found = codes(tpm, genuine(PLATFORM.document(REPORT, "nitrotpm")))
-    assert set(found) <= {"register-not-listed", "register-missing"}
-    assert found.count("register-not-listed") == 5
-    others = [f"pcr{number}" for number in (0, 2, 7, 9, 11, 12, 13)]
-    assert codes({**tpm, "unchecked": others}, genuine(PLATFORM.document(REPORT, "nitrotpm"))) == []
+
+
+def test_a_nitrotpm_names_every_register_of_the_boot() -> None:
+    """One alone admits too much: PCR 7 every system that some key of Secure Boot signed."""
+    values = {number: bytes([number]) * 48 for number in (0, 2, 4, 7, 9, 11)} | dict.fromkeys(
+        (12, 13), bytes(48)
+    )
+    booted = genuine(PLATFORM.document(REPORT, "nitrotpm", nitrotpm_pcrs=values))
+    tpm: dict[str, Any] = {"document": "nitrotpm", "registers": {"pcr4": ["04" * 48]}}
+    assert codes(tpm, booted) == ["register-not-listed"] * 5
+    rest = ["pcr0", "pcr2", "pcr7", "pcr9", "pcr11"]
+    assert codes(tpm | {"unchecked": rest}, booted) == []
+    added = genuine(PLATFORM.document(REPORT, "nitrotpm", nitrotpm_pcrs=values | {12: b"\1" * 48}))
+    assert codes(tpm | {"unchecked": rest}, added) == ["pcr-extended"]
+    assert codes(tpm | {"unchecked": [*rest, "pcr12"]}, added) == []
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from sealwright.evidence.nvgpu import Stated
 from sealwright.protocol.report_data import device_nonce
 from sealwright.testing._nvidia_pki import issue
 from sealwright.testing.nvgpu import DRIVER, GPU_VBIOS, SWITCH_VBIOS, FakeDevice
+from sealwright.verify.context import Context
 from sealwright.verify.nvgpu import VerifiedGpu
 from sealwright.verify.nvgpu_devices import topology, verify_devices
 
@@ -228,11 +229,13 @@ def test_roots_of_device_and_rim_have_to_be_named_each() -> None:
     found = fake(nvidia().device())
     device, rim = found.root, found.rims[0].root
     assert codes(rules(roots=[], rim_roots=[]), found) == ["root-not-allowed"] * 3
-    assert codes(rules(roots=[device.hex()], rim_roots=[]), found) == ["root-not-allowed"] * 2
-    assert codes(rules(roots=[], rim_roots=[rim.hex()]), found) == ["root-not-allowed"]
-    # One is not trusted as the other.
-    assert codes(rules(roots=[rim.hex()], rim_roots=[device.hex()]), found) == ["root-not-allowed"] * 3
-    assert codes(rules(roots=[device.hex()], rim_roots=[rim.hex()]), found) == []
+    assert codes(rules(roots=[rim.hex()]), found) == ["root-not-allowed"]
+    assert codes(rules(rim_roots=[device.hex()]), found) == ["root-not-allowed"] * 2
+    apart = rules(roots=[device.hex()], rim_roots=[rim.hex()])
+    assert codes(apart, found) == []
+    assert apart.context(Context(at=NOW)).roots == {device, rim}
+    swapped = rules(roots=[rim.hex()], rim_roots=[device.hex()])
+    assert codes(swapped, found) == ["root-not-allowed"] * 3
 
 
 def test_conditions_are_admitted_by_name_only() -> None:

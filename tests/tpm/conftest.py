@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.tpm.support import running
 
-from sealwright.testing.software import FakePlatformWarning
 from sealwright.testing.tpm import SwTpm, manufacture
 
 
@@ -25,8 +24,5 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def swtpm(made: Path) -> Iterator[SwTpm]:
     """Return a running TPM of its own."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FakePlatformWarning)
-        tpm = SwTpm(made)
-    with tpm:
+    with running(made) as tpm:
         yield tpm

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -13,9 +16,10 @@ from cryptography.x509.oid import NameOID
 
 from sealwright.endorsement.bag import Endorsements
 from sealwright.endorsement.tpm import EK_EKU
+from sealwright.endorsement.x509 import key_usage
 from sealwright.evidence.tpm import TpmQuote
 from sealwright.testing.software import FakePlatformWarning
-from sealwright.testing.tpm import TpmTestPlatform, key_usage
+from sealwright.testing.tpm import SwTpm, TpmTestPlatform
 from sealwright.verify.context import CollateralKind, Context, Tolerance
 from sealwright.verify.tpm import VerifiedTpm, verify_tpm
 
@@ -46,6 +50,16 @@ def verify(
         expected_report_data=expected,
         context=context or Context(at=NOW, roots=frozenset({tpm.root_fingerprint})),
     )
+
+
+@contextmanager
+def running(made: Path) -> Iterator[SwTpm]:
+    """Start a software TPM on a copy of the one in `made`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FakePlatformWarning)
+        tpm = SwTpm(made)
+    with tpm:
+        yield tpm
 
 
 class Maker:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 from tests.tpm.support import REPORT_DATA, platform, verify
 
-from sealwright.appraisal.boot import PCRS as NAMED
+from sealwright.appraisal.boot import PCRS
 from sealwright.appraisal.tpm import TpmRules
 from sealwright.verify.tpm import VerifiedTpm
 
@@ -17,7 +18,7 @@ FAKE = platform()
 RIGHT = {
     "tpm": "provider",
     "minimum_firmware": "2019000000000000",
-    "registers": {name: [ZERO] for name in NAMED},
+    "registers": {name: [ZERO] for name in PCRS},
     "roots": [FAKE.root_fingerprint.hex()],
 }
 
@@ -39,12 +40,10 @@ def test_what_the_policy_names_is_admitted() -> None:
 
 
 def test_a_policy_that_says_nothing_admits_nothing() -> None:
-    with pytest.raises(ValidationError, match="vendor_roots"):
-        TpmRules.model_validate({"minimum_firmware": "00" * 8})
     bare = TpmRules.model_validate({"minimum_firmware": "00" * 8, "vendor_roots": True})
     assert refusals(bare, verified()) == [
         "tpm-not-allowed",
-        *["register-not-listed"] * len(NAMED),
+        *["register-not-listed"] * len(PCRS),
         "root-not-allowed",
     ]
 
@@ -75,7 +74,6 @@ def test_registers_that_are_not_quoted() -> None:
     only = {number: quote.pcrs["sha256"][number] for number in range(12)}
     assert FAKE.public.scheme is not None
     import hashlib
-    from dataclasses import replace
 
     from sealwright.evidence.tpmwire import PcrSelection
 
@@ -114,3 +112,20 @@ def test_conditions_are_refused_unless_admitted() -> None:
 def test_unchecked_names_registers(name: str) -> None:
     with pytest.raises(ValidationError):
         rules(unchecked=[name])
+
+
+def test_whose_ca_counts_is_said() -> None:
+    """Google's certifies the vTPM of everybody who rents a VM there."""
+    base = {name: value for name, value in RIGHT.items() if name != "roots"}
+    with pytest.raises(ValidationError, match="vendor_roots"):
+        TpmRules.model_validate(base)
+    mine = verified()
+    theirs = replace(mine, vendor_root=True, root=b"g" * 32)  # as if it were Google's
+    for said, refused in (
+        ({"roots": RIGHT["roots"]}, [theirs]),
+        ({"vendor_roots": True}, [mine]),
+        ({"vendor_roots": True, "roots": RIGHT["roots"]}, []),
+    ):
+        rule = TpmRules.model_validate(base | said)
+        for found in (mine, theirs):
+            assert refusals(rule, found) == ["root-not-allowed"] * (found in refused)

@@ -23,7 +23,7 @@ from tests.tpm.support import NOW, Maker
 
 from sealwright.endorsement.bag import Endorsements
 from sealwright.endorsement.tpm import AK_EKU, EK_EKU, ek_public
-from sealwright.endorsement.x509 import fingerprint
+from sealwright.endorsement.x509 import fingerprint, key_usage
 from sealwright.errors import EvidenceFormatError, MessageFormatError, RevokedError, VerificationError
 from sealwright.evidence import tpmkey
 from sealwright.protocol.tpm_ca import AK_LIFE, new_attestation_ca
@@ -37,7 +37,7 @@ from sealwright.protocol.tpm_enrol import (
     challenge,
     finish,
 )
-from sealwright.testing.tpm import ak_public, key_usage
+from sealwright.testing.tpm import ak_public
 from sealwright.verify.context import Context
 from sealwright.verify.tpm import verify_ak
 from sealwright.verify.tpmek import VerifiedEk, verify_ek

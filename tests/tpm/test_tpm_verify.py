@@ -16,6 +16,7 @@ from tests.tpm.support import NO_CRL, NOW, REPORT_DATA, platform, verify
 
 from sealwright.endorsement.bag import Endorsements
 from sealwright.endorsement.tpm import AK_EKU, EK_EKU
+from sealwright.endorsement.x509 import key_usage
 from sealwright.errors import (
     CollateralError,
     EvidenceFormatError,
@@ -28,7 +29,7 @@ from sealwright.evidence.tpm import TpmQuote, TpmsAttest
 from sealwright.evidence.tpmkey import Scheme, TpmtSignature
 from sealwright.evidence.tpmwire import PcrSelection
 from sealwright.protocol.tpm_ca import new_attestation_ca
-from sealwright.testing.tpm import TpmTestPlatform, certify_ak, key_usage
+from sealwright.testing.tpm import TpmTestPlatform, certify_ak
 from sealwright.verify.context import Context
 from sealwright.verify.tpm import verify_tpm
 from sealwright.verify.tpmquote import check_quote

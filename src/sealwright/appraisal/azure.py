@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from sealwright.appraisal.boot import QuotedPcrRules
+from sealwright.appraisal.boot import ALL_PCRS, QuotedPcrRules
 from sealwright.appraisal.rules import HardwareRules, HexBytes
 from sealwright.appraisal.snp import SnpRules
 from sealwright.appraisal.tdx import TdxRules
@@ -45,6 +45,8 @@ class _VtpmRules(QuotedPcrRules):
 class AzSnpRules(_VtpmRules, SnpRules):
     """Admits Azure's confidential VMs on SEV-SNP."""
 
+    UNCHECKABLE = ALL_PCRS | {"measurement"}
+
     def refusals(self, verified: Any) -> Iterator[AppraisalFailure]:
         """Yield what the rules of SEV-SNP refuse in the hardware's report, and what the vTPM is refused for."""
         if not (isinstance(verified, VerifiedAzure) and isinstance(verified.hardware, VerifiedSnp)):
@@ -55,6 +57,8 @@ class AzSnpRules(_VtpmRules, SnpRules):
 
 class AzTdxRules(_VtpmRules, TdxRules):
     """Admits Azure's confidential VMs on TDX."""
+
+    UNCHECKABLE = ALL_PCRS | {"mrtd"}
 
     def refusals(self, verified: Any) -> Iterator[AppraisalFailure]:
         """Yield what the rules of TDX refuse in the TD's quote, and what the vTPM is refused for."""

@@ -6,9 +6,9 @@ A policy that forgot one would admit any code that is measured there. Spec: docs
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Annotated
+from typing import Annotated, ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sealwright.appraisal.rules import HardwareRules
 from sealwright.errors import AppraisalFailure
@@ -21,7 +21,7 @@ PCRS = ("pcr0", "pcr2", "pcr4", "pcr7", "pcr9", "pcr11")
 # Overrides of a unified kernel image's command line, and system extensions: nothing may come in that way.
 UNEXTENDED = ("pcr12", "pcr13")
 
-Register = Annotated[str, Field(pattern=r"^(?:pcr(?:1?[0-9]|2[0-3])|measurement|mrtd|rtmr[0-3])$")]
+ALL_PCRS = frozenset(f"pcr{number}" for number in range(24))
 
 
 def _sha256() -> list[Bank]:
@@ -31,7 +31,15 @@ def _sha256() -> list[Bank]:
 class BootRules(HardwareRules):
     """Registers of code are listed in `registers` or by reference values, or stand in `unchecked`."""
 
-    unchecked: Annotated[list[Register], Field(max_length=32)] = Field(default_factory=list)
+    unchecked: Annotated[list[str], Field(max_length=32)] = Field(default_factory=list)
+
+    UNCHECKABLE: ClassVar[frozenset[str]] = ALL_PCRS  # what may stand there
+
+    @model_validator(mode="after")
+    def _unchecked_are_registers(self) -> Self:
+        if unknown := set(self.unchecked) - self.UNCHECKABLE:
+            raise ValueError(f"no registers of this platform: {', '.join(sorted(unknown))}")
+        return self
 
     @property
     def bound(self) -> frozenset[str]:

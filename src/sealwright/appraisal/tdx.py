@@ -24,6 +24,7 @@ _RTMRS = ("rtmr0", "rtmr1", "rtmr2")
 class TdxRules(BootRules, DcapRules):
     """Admits TDs on Intel TDX. `mrtd` is listed; of RTMR0 to 2 each is listed, or stands in `unchecked`."""
 
+    UNCHECKABLE = frozenset(_RTMRS)
     minimum_tee_tcb_svn: Annotated[HexBytes, sized(16)] = bytes(16)  # each byte is a floor of its own
     mr_seam: Annotated[list[Annotated[HexBytes, sized(48)]], Field(max_length=256)] | Literal["any"] = "any"
     # Digests of the service TDs that may move a TD whose `migration` is admitted: they get its memory.

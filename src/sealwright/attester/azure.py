@@ -107,6 +107,7 @@ class AzureAttester:
             type=hcl.platform,
             evidence=evidence.encode(),
             event_log=quoted.event_log,
+            runtime_log=quoted.runtime_log,
             endorsements=() if hcl.kind == "tdx" else snp_certificates(self._http),
         )
 

@@ -157,7 +157,10 @@ class WithVtpm:
         check_report_data(report_data)
         quoted = self._vtpm.quote(report_data)
         vtpm = VtpmEvidence(
-            evidence=quoted.evidence, event_log=quoted.event_log, endorsements=quoted.endorsements
+            evidence=quoted.evidence,
+            event_log=quoted.event_log,
+            runtime_log=quoted.runtime_log,
+            endorsements=quoted.endorsements,
         )
         return self._tee.quote(report_data).model_copy(update={"vtpm": vtpm})
 

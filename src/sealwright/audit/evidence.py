@@ -99,7 +99,7 @@ def check_evidence(
             stage="report-data",
         )
     if event_log is not None:
-        envelope = envelope.model_copy(update={"event_log": event_log})
+        envelope = envelope.model_copy(update={"event_log": event_log, "runtime_log": None})
     return _Checking(envelope=envelope, rules=rules, at=at, given=given, expected=expected).report(found.name)
 
 
@@ -205,8 +205,8 @@ class _Checking:
             yield "freshness of devices (what they answered is not the report data)"
 
     def _boot(self, main: Verified) -> Sequence[str]:
-        log = self.envelope.event_log
-        return read_event_log(main, log, self._bound()).lines() if log else ()
+        account = read_event_log(main, self.envelope, self._bound())
+        return () if account is None else account.lines()
 
 
 def _holds(config: ConfigBinding, digest: bytes) -> bool:
@@ -229,7 +229,8 @@ def _without_policy(verified: Verified) -> Appraisal:
 def _devices_alone(
     found: Found, rules: KeyPolicy | TrustFile | None, at: datetime, given: Given, expected: bytes | None
 ) -> EvidenceReport:
-    own = None if rules is None else rules.platforms.nvgpu
+    gpus = None if rules is None else rules.platforms.nvgpu
+    own = None if gpus is None else gpus.prepared("nvgpu", at, engine=evaluate_apart)
     context = Context(at=at, outage=given.outage)
     devices = verify_envelope_devices(
         found.devices,

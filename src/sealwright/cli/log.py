@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from sealwright.cli._group import EXISTING, Json, group
 from sealwright.cli._output import emit
 from sealwright.cli._signing import write_new
 from sealwright.crypto.encoding import b64url, rfc3339
@@ -25,19 +26,12 @@ from sealwright.tlog.reader import TileReader
 from sealwright.tlog.text import MAX_NUMBER, check_key_name
 from sealwright.tlog.tiles import CHECKPOINT, MAX_ENTRY, Fetch
 
-app = typer.Typer(
-    help="Show, prove and verify entries of the transparency log.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-)
+app = group("Show, prove and verify entries of the transparency log.")
 
 Directory = Annotated[
     Path, typer.Argument(metavar="DIR", exists=True, file_okay=False, help="Directory of the log.")
 ]
 Index = Annotated[int | None, typer.Argument(metavar="INDEX", min=0, max=MAX_NUMBER, help="Of an entry.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-_EXISTING = {"exists": True, "dir_okay": False}
 
 
 @app.command()
@@ -90,7 +84,7 @@ def prove(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the .tlog-proof goes.")],
     index: Index = None,
     entry: Annotated[
-        Path | None, typer.Option(help="File with the entry, in place of INDEX.", **_EXISTING)
+        Path | None, typer.Option(help="File with the entry, in place of INDEX.", **EXISTING)
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -119,10 +113,10 @@ def verify(
     directory: Directory,
     key: Annotated[str | None, typer.Option(metavar="VKEY", help="The log's verifier key.")] = None,
     policy: Annotated[
-        Path | None, typer.Option(help="A log policy (c2sp.org/tlog-policy).", **_EXISTING)
+        Path | None, typer.Option(help="A log policy (c2sp.org/tlog-policy).", **EXISTING)
     ] = None,
     previous: Annotated[
-        Path | None, typer.Option(help="An earlier checkpoint, kept elsewhere.", **_EXISTING)
+        Path | None, typer.Option(help="An earlier checkpoint, kept elsewhere.", **EXISTING)
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -17,6 +17,7 @@ from sealwright.appraisal.yaml import load_yaml
 from sealwright.audit.evidence import check_evidence
 from sealwright.audit.given import Given, folder
 from sealwright.cli._files import read_input
+from sealwright.cli._group import EXISTING, Json, group
 from sealwright.cli._output import emit
 from sealwright.cli._signing import KeyFiles, Out, signed, write_new
 from sealwright.cli.explain import explanations
@@ -25,15 +26,8 @@ from sealwright.crypto.document import Name, Record, Time, validated
 from sealwright.crypto.encoding import b64url, rfc3339
 from sealwright.errors import AppraisalError, AppraisalFailure, SealwrightError, SettingsError
 
-app = typer.Typer(
-    help="Read, sign and test the policies under which keys are released.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-)
-_EXISTING = {"exists": True, "dir_okay": False}
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-File = Annotated[Path, typer.Argument(metavar="POLICY", help="A policy: YAML, or signed.", **_EXISTING)]
+app = group("Read, sign and test the policies under which keys are released.")
+File = Annotated[Path, typer.Argument(metavar="POLICY", help="A policy: YAML, or signed.", **EXISTING)]
 
 
 class Case(Record):
@@ -73,7 +67,7 @@ def try_(
     file: File,
     cases: Annotated[
         Path,
-        typer.Argument(metavar="CASES", help="YAML: recorded evidence and what is expected.", **_EXISTING),
+        typer.Argument(metavar="CASES", help="YAML: recorded evidence and what is expected.", **EXISTING),
     ],
     as_json: Json = False,
 ) -> None:
@@ -116,7 +110,7 @@ def explain(file: File, as_json: Json = False) -> None:
 
 @app.command()
 def sign(
-    file: Annotated[Path, typer.Argument(help="A policy, YAML, that names its signers.", **_EXISTING)],
+    file: Annotated[Path, typer.Argument(help="A policy, YAML, that names its signers.", **EXISTING)],
     key: KeyFiles,
     out: Out,
     as_json: Json = False,
@@ -182,6 +176,8 @@ def _rules(rules: Mapping[str, Any]) -> Iterator[str]:
             for code in value:
                 cause = known.get(code, "a condition that this version does not know")
                 yield f"  {'ADMITS':<25} {code}: {cause}"
+        elif name == "unchecked" and value:
+            yield f"  {'ADMITS':<25} anything in {', '.join(value)}"
         elif name == "reference":
             yield f"  {'builds':<25} {len(value['values'])} signed documents of reference values"
         elif name == "outage":

@@ -10,6 +10,7 @@ import typer
 
 from sealwright.audit.receipts import VerifiedReceipt, verify_receipt_file
 from sealwright.cli._files import load_trust, read_input
+from sealwright.cli._group import Json, group
 from sealwright.cli._output import emit
 from sealwright.client.proofs import fetch_proof
 from sealwright.client.receipts import ReceiptFile
@@ -17,18 +18,12 @@ from sealwright.crypto.encoding import rfc3339
 from sealwright.protocol.receipt import Predicate
 from sealwright.tlog.policy import LogPolicy
 
-app = typer.Typer(
-    help="Show and verify receipts of answers.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-)
+app = group("Show and verify receipts of answers.")
 
 File = Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="A receipt file.")]
 Trust = Annotated[
     Path, typer.Option("--trust", exists=True, dir_okay=False, help="The trust file to verify by.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @app.command()

@@ -12,6 +12,7 @@ import typer
 from sealwright.appraisal.reference import MAX_REFERENCE_VALUES, ReferenceValues
 from sealwright.appraisal.signed import REFERENCE_VALUES, Signers
 from sealwright.cli._files import read_input, time_option
+from sealwright.cli._group import Json, group
 from sealwright.cli._output import emit
 from sealwright.cli._signing import KeyFiles, Out, signed, write_new
 from sealwright.crypto.document import validated
@@ -19,13 +20,7 @@ from sealwright.crypto.dsse import Envelope
 from sealwright.crypto.encoding import rfc3339
 from sealwright.errors import SettingsError
 
-app = typer.Typer(
-    help="Make, sign and check reference values: what a build measures to.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-)
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+app = group("Make, sign and check reference values: what a build measures to.")
 File = Annotated[Path, typer.Argument(help="Signed reference values.", exists=True, dir_okay=False)]
 
 

@@ -23,6 +23,7 @@ from sealwright.attester.tpm.commands import Tpm
 from sealwright.attester.tpm.enrol import activate, endorsement_certificates, enrol_request
 from sealwright.attester.tpm.transport import connect
 from sealwright.audit.given import folder
+from sealwright.cli._group import Json, group
 from sealwright.cli._keys import read_secret
 from sealwright.cli._output import emit
 from sealwright.cli._signing import write_new
@@ -36,13 +37,7 @@ from sealwright.protocol.tpm_enrol import challenge, finish
 from sealwright.sealing.files import io_errors
 from sealwright.verify.context import Context
 
-app = typer.Typer(
-    help="Enrol TPMs: vouch for attestation keys that were proved to stand in them.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-)
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+app = group("Enrol TPMs: vouch for attestation keys that were proved to stand in them.")
 Ca = Annotated[Path, typer.Option("--ca", help="Folder of the attestation CA.")]
 MACHINE_TPM = "/dev/tpmrm0"
 

@@ -7,13 +7,16 @@ from pathlib import Path
 
 from sealwright.appraisal.policy import TrustFile
 from sealwright.appraisal.yaml import MAX_YAML
-from sealwright.errors import SettingsError
+from sealwright.errors import SettingsError, VerificationError
 
 Trust = str | os.PathLike[str] | TrustFile
 
 
 class TrustSource:
-    """Loads a trust file, and again when its bytes have changed. What cannot be read is not trusted."""
+    """Loads a trust file, and again when its bytes have changed. What cannot be read is not trusted.
+
+    An older version than one that was loaded before is refused until the process ends, signed or not.
+    """
 
     def __init__(self, trust: Trust) -> None:
         """Args: trust: a path, or the trust file itself."""
@@ -25,15 +28,25 @@ class TrustSource:
         """Return the trust file as it is now.
 
         Raises:
-            SettingsError: it cannot be read, or is not a trust file.
+            SettingsError: it cannot be read, or is not a trust file. VerificationError: `version-rollback`.
         """
         if self._path is not None:
             raw = read_file(self._path)
             if self._loaded is None or raw != self._raw:
-                self._loaded, self._raw = TrustFile.load(raw), raw
+                self._loaded, self._raw = self._newer(TrustFile.load(raw)), raw
         if self._loaded is None:
             raise RuntimeError("a trust source has a path or a trust file")
         return self._loaded
+
+    def _newer(self, found: TrustFile) -> TrustFile:
+        if self._loaded is not None and found.version < self._loaded.version:
+            raise VerificationError(
+                f"the trust file is of version {found.version}, and one of version {self._loaded.version} was in use; "
+                "if it shall count all the same, start this program again",
+                code="version-rollback",
+                stage="version",
+            )
+        return found
 
 
 def read_file(path: Path, *, limit: int = MAX_YAML) -> bytes:

@@ -10,8 +10,8 @@ import hmac
 import json
 import re
 import struct
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sealwright.crypto.canonical import canonical, parse_json
@@ -20,7 +20,7 @@ from sealwright.crypto.hpke import HpkePublicKey, Kem, open_from, seal_to
 from sealwright.crypto.statement import ed25519
 from sealwright.enclave.clock import EnclaveClock
 from sealwright.enclave.http import Answer, Connect, HttpConnection
-from sealwright.enclave.keyset import EnclaveKeys
+from sealwright.enclave.identity import Identity
 from sealwright.errors import (
     AppraisalError,
     AppraisalFailure,
@@ -28,13 +28,12 @@ from sealwright.errors import (
     UnavailableError,
     VerificationError,
 )
-from sealwright.evidence.envelope import DeviceEvidence, EvidenceEnvelope
-from sealwright.protocol.enclave_config import BrokerAddress, EnclaveConfig, TenantList
+from sealwright.protocol.enclave_config import BrokerAddress
 from sealwright.protocol.kbs import KBS_VERSION, KEYSET_FORM, Challenge, encode_nonce, parse_message
 from sealwright.protocol.keyset import HpkeKey
 from sealwright.protocol.lease import BrokerKeys, Callers, Lease, verify_broker_keys, verify_lease
 from sealwright.protocol.release import verify_release
-from sealwright.protocol.report_data import Purpose, device_nonce, report_data
+from sealwright.protocol.report_data import Purpose
 
 _CODE = re.compile(r"[a-z0-9]+(-[a-z0-9]+){0,7}", re.ASCII)
 _MAX_MESSAGE = 1 << 20  # bytes; a lease comes with up to 4096 callers
@@ -63,44 +62,6 @@ class Grant:
     broker_keys_envelope: bytes  # DSSE
     ear: str
     sent: float  # seconds of the enclave's clock, before the evidence of its session was made
-
-
-def _no_devices(_nonce: bytes) -> Sequence[DeviceEvidence]:
-    return ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
-    """What the enclave attests: one config, one keyset, and the platform that quotes for them."""
-
-    config: EnclaveConfig
-    config_bytes: bytes
-    config_digest: bytes
-    keys: EnclaveKeys
-    openings: Sequence[TenantList]
-    quote: Callable[[bytes], bytes]
-    platform: str  # what the quotes are of
-    # Evidence of the devices beside the CPU, in slot order, over a nonce of 32 bytes.
-    devices: Callable[[bytes], Sequence[DeviceEvidence]] = _no_devices
-    nonces: set[bytes] = field(default_factory=set, repr=False)  # of brokers, that were quoted for
-
-    def evidence(self, purpose: Purpose, nonce: bytes) -> dict[str, Any]:
-        """Return an evidence envelope (JSON values) for `purpose` over a verifier's nonce.
-
-        Raises:
-            UnavailableError: as `quote` and `devices`. EvidenceFormatError: the platform gave no envelope.
-        """
-        # The devices answer first: what is quoted covers the digest of their evidence.
-        found = tuple(self.devices(device_nonce(nonce, self.keys.digest)))
-        bound = report_data(
-            purpose,
-            nonce=nonce,
-            config_digest=self.config_digest,
-            keyset_digest=self.keys.digest,
-            devices=[(device.type, hashlib.sha256(device.evidence).digest()) for device in found],
-        )
-        envelope = EvidenceEnvelope.parse(self.quote(bound))
-        return envelope.model_copy(update={"devices": found}).to_json()
 
 
 class BrokerClient:

@@ -14,8 +14,9 @@ from datetime import datetime
 
 from sealwright.crypto.canonical import parse_json
 from sealwright.enclave.auth import authenticate
-from sealwright.enclave.broker_client import BrokerClient, BrokerRefusal, Grant, Identity, Session
+from sealwright.enclave.broker_client import BrokerClient, BrokerRefusal, Grant, Session
 from sealwright.enclave.clock import EnclaveClock
+from sealwright.enclave.identity import Identity
 from sealwright.enclave.lease import TenantLease
 from sealwright.enclave.notes import Note
 from sealwright.enclave.receipts import Journal, ReceiptIssuer

@@ -28,6 +28,17 @@ MAX_PEM_BLOCKS = 64
 _PEM = re.compile(
     rb"-----BEGIN ([A-Z0-9 ]{1,32})-----[ \t]*\r?\n([A-Za-z0-9+/=\s]{1,2000000}?)-----END \1-----"
 )
+_USAGES = (
+    "digital_signature",
+    "content_commitment",
+    "key_encipherment",
+    "data_encipherment",
+    "key_agreement",
+    "key_cert_sign",
+    "crl_sign",
+    "encipher_only",
+    "decipher_only",
+)
 _NOT_DER = (
     ValueError,
     TypeError,
@@ -128,3 +139,8 @@ def _load(der: bytes, read: Callable[[bytes], _T], limit: int, what: str, code: 
     if loaded.public_bytes(Encoding.DER) != der or not der.endswith(b"\0" + loaded.signature):
         raise EvidenceFormatError(f"not a DER {what}", code=code)
     return loaded
+
+
+def key_usage(**usage: bool) -> x509.KeyUsage:
+    """Return a key usage of nothing but `usage`, by pyca's names: for those who issue certificates."""
+    return x509.KeyUsage(**dict.fromkeys(_USAGES, False) | usage)

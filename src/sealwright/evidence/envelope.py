@@ -29,12 +29,15 @@ _Endorsements = Annotated[tuple[Bytes, ...], BeforeValidator(_tuple), Field(max_
 class _Part(Record):
     evidence: Bytes  # as the vendor's interface gave it
     event_log: Bytes | None = None  # CCEL, TCG log; what it says is replayed to the signed registers
+    runtime_log: Bytes | None = None  # systemd's, of what it extended after the event log had ended
     endorsements: _Endorsements  # sorted by content, see `sealwright.endorsement.bag`
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not self.evidence:
             raise ValueError("evidence is empty")
+        if self.runtime_log is not None and self.event_log is None:
+            raise ValueError("a runtime log goes on where an event log has ended")
         return self
 
 

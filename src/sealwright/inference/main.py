@@ -20,8 +20,9 @@ import uvloop
 from sealwright.attester.software import confine_engine
 from sealwright.enclave.app import EnclaveApp
 from sealwright.enclave.artefacts import MAX_PAYLOAD, EnclavePayload, OpenedModel, open_artefact
-from sealwright.enclave.broker_client import BrokerClient, Identity
+from sealwright.enclave.broker_client import BrokerClient
 from sealwright.enclave.clock import EnclaveClock
+from sealwright.enclave.identity import Identity
 from sealwright.enclave.keyset import EnclaveKeys
 from sealwright.enclave.notes import Note, silence_libraries, to_stderr
 from sealwright.enclave.runtime import Enclave

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384
 
 from sealwright.endorsement.tpm import AK_EKU
-from sealwright.endorsement.x509 import fingerprint
+from sealwright.endorsement.x509 import fingerprint, key_usage
 from sealwright.protocol.tpm_enrol import ActivatedAk
 
 ROOT_LIFE = timedelta(days=3650)
@@ -22,20 +22,6 @@ AK_LIFE = timedelta(days=30)
 CRL_LIFE = timedelta(days=7)
 MAX_NAME = 64  # characters, as X.520 has it
 _SKEW = timedelta(minutes=5)  # a verifier's clock may be this far behind
-_NO_USAGE = dict.fromkeys(
-    (
-        "digital_signature",
-        "content_commitment",
-        "key_encipherment",
-        "data_encipherment",
-        "key_agreement",
-        "key_cert_sign",
-        "crl_sign",
-        "encipher_only",
-        "decipher_only",
-    ),
-    False,
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +51,7 @@ class AttestationCa:
             .public_key(enrolled.ak.key())
             .not_valid_after(min(at - _SKEW + AK_LIFE, enrolled.ek.until, self.root.not_valid_after_utc))
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(x509.KeyUsage(**_NO_USAGE | {"digital_signature": True}), critical=True)
+            .add_extension(key_usage(digital_signature=True), critical=True)
             .add_extension(x509.ExtendedKeyUsage([AK_EKU]), critical=True)
             .add_extension(_authority(self.root), critical=False)
             .sign(self.key, _hash(self.key))
@@ -102,7 +88,7 @@ def new_attestation_ca(
         .public_key(key.public_key())
         .not_valid_after(at - _SKEW + ROOT_LIFE)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(x509.KeyUsage(**_NO_USAGE | {"key_cert_sign": True, "crl_sign": True}), critical=True)
+        .add_extension(key_usage(key_cert_sign=True, crl_sign=True), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, _hash(key))
     )

@@ -13,6 +13,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from sealwright.endorsement.x509 import key_usage
+
 FAR = timedelta(days=20 * 365)
 
 
@@ -74,7 +76,9 @@ def issue(
         .serial_number(serial or x509.random_serial_number())
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + life)
-        .add_extension(usage or _usage(ca), critical=True)
+        .add_extension(
+            usage or key_usage(digital_signature=not ca, key_cert_sign=ca, crl_sign=ca), critical=True
+        )
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
@@ -136,17 +140,3 @@ def answer(
     if nonce is not None:
         builder = builder.add_extension(x509.OCSPNonce(nonce), critical=False)
     return builder.sign(by.key, SHA384()).public_bytes(Encoding.DER)
-
-
-def _usage(ca: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not ca,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=ca,
-        crl_sign=ca,
-        encipher_only=False,
-        decipher_only=False,
-    )

@@ -35,6 +35,8 @@ def enclave_report(
     cpu_svn: bytes = bytes(16),
     isv_prod_id: int = 0,
     isv_svn: int = 0,
+    config_id: bytes = bytes(64),
+    config_svn: int = 0,
 ) -> bytes:
     """Return an SGX report body (384 bytes)."""
     return b"".join(
@@ -46,9 +48,10 @@ def enclave_report(
             mr_enclave,
             bytes(32),
             mr_signer,
-            bytes(96),
-            struct.pack("<HH", isv_prod_id, isv_svn),
-            bytes(60),
+            bytes(32),
+            config_id,
+            struct.pack("<HHH", isv_prod_id, isv_svn, config_svn),
+            bytes(58),
             report_data,
         )
     )

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from sealwright.endorsement.intel_pck import SGX_EXTENSION
-from sealwright.endorsement.x509 import fingerprint
+from sealwright.endorsement.x509 import fingerprint, key_usage
 
 CaName = Literal["Platform", "Processor"]
 _BEFORE, _AFTER = timedelta(days=30), timedelta(days=365)
@@ -91,7 +91,15 @@ class IntelTestPki:
             .not_valid_before(self.now - _BEFORE)
             .not_valid_after(self.now + _AFTER)
             .add_extension(x509.BasicConstraints(ca=authority, path_length=path), critical=True)
-            .add_extension(_usage(authority), critical=True)
+            .add_extension(
+                key_usage(
+                    digital_signature=not authority,
+                    content_commitment=not authority,
+                    key_cert_sign=authority,
+                    crl_sign=authority,
+                ),
+                critical=True,
+            )
             .add_extension(
                 x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False
             )
@@ -183,17 +191,3 @@ def _name(common_name: str) -> x509.Name:
         NameOID.COUNTRY_NAME: "US",
     }
     return x509.Name([x509.NameAttribute(oid, value) for oid, value in values.items()])
-
-
-def _usage(authority: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not authority,
-        content_commitment=not authority,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=authority,
-        crl_sign=authority,
-        encipher_only=False,
-        decipher_only=False,
-    )

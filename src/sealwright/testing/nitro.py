@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from sealwright.crypto.cbor import CborValue, Tagged, encode
-from sealwright.endorsement.x509 import fingerprint
+from sealwright.endorsement.x509 import fingerprint, key_usage
 from sealwright.evidence.nitro import COSE_SIGN1, ES384, SIGNATURE_SIZE, Kind
 from sealwright.testing.software import FakePlatformWarning
 
@@ -132,6 +132,7 @@ def issue(
         ]
     )
     is_ca = path_length != -1
+    issues = is_ca if certifies is None else certifies
     certificate = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -144,21 +145,10 @@ def issue(
             x509.BasicConstraints(ca=is_ca, path_length=path_length if is_ca else None),
             critical=True,
         )
-        .add_extension(_usage(certifies=is_ca if certifies is None else certifies), critical=is_ca)
+        .add_extension(
+            key_usage(digital_signature=not issues, content_commitment=True, key_cert_sign=issues),
+            critical=is_ca,
+        )
         .sign(issuer.key if issuer else key, SHA384())
     )
     return Signer(key=key, certificate=certificate)
-
-
-def _usage(*, certifies: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not certifies,
-        content_commitment=True,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=certifies,
-        crl_sign=False,
-        encipher_only=False,
-        decipher_only=False,
-    )

@@ -25,7 +25,7 @@ from sealwright.attester.tpm.attester import AK_TEMPLATE
 from sealwright.attester.tpm.commands import Tpm
 from sealwright.attester.tpm.transport import connect
 from sealwright.endorsement.tpm import AK_EKU
-from sealwright.endorsement.x509 import fingerprint, load_certificate, pem_blocks
+from sealwright.endorsement.x509 import fingerprint, key_usage, load_certificate, pem_blocks
 from sealwright.errors import UnavailableError
 from sealwright.evidence.envelope import EvidenceEnvelope
 from sealwright.evidence.tpm import TpmQuote, TpmsAttest
@@ -318,22 +318,6 @@ def certify_ak(
     for value, critical in extensions:
         builder = builder.add_extension(value, critical=critical)
     return builder.sign(ca.key, hashes.SHA384())
-
-
-def key_usage(**usage: bool) -> x509.KeyUsage:
-    """Return a key usage of nothing but `usage`."""
-    names = (
-        "digital_signature",
-        "content_commitment",
-        "key_encipherment",
-        "data_encipherment",
-        "key_agreement",
-        "key_cert_sign",
-        "crl_sign",
-        "encipher_only",
-        "decipher_only",
-    )
-    return x509.KeyUsage(**dict.fromkeys(names, False) | usage)
 
 
 def _sign(

@@ -14,6 +14,7 @@ from sealwright.evidence.envelope import DeviceEvidence, EvidenceEnvelope, Platf
 from sealwright.evidence.eventlog import EventLog
 from sealwright.evidence.nitro import NitroDocument
 from sealwright.evidence.nvgpu import GpuEvidence
+from sealwright.evidence.runtimelog import parse_systemd_log
 from sealwright.evidence.sgx import SgxQuote
 from sealwright.evidence.snp_certs import ExtendedReport
 from sealwright.evidence.software import SoftwareQuote
@@ -107,7 +108,7 @@ def verify_evidence(
             code="type-mismatch",
             stage="evidence",
         )
-    return _booted(verified, envelope.event_log, bound)
+    return _booted(verified, envelope, bound)
 
 
 def verify_vtpm(
@@ -128,7 +129,7 @@ def verify_vtpm(
         expected_report_data=expected_report_data,
         context=context,
     )
-    return _booted(verified, vtpm.event_log, bound)
+    return _booted(verified, vtpm, bound)
 
 
 def verify_envelope_devices(
@@ -171,19 +172,32 @@ def sorted_endorsements(blobs: Sequence[bytes], context: Context) -> Endorsement
     return found
 
 
-def read_event_log(verified: Verified, event_log: bytes, bound: Collection[str] = ()) -> BootAccount:
-    """Return what booted, from a log that replays to the registers that `verified` signs.
+def read_event_log(
+    verified: Verified, carrier: EvidenceEnvelope | VtpmEvidence, bound: Collection[str] = ()
+) -> BootAccount | None:
+    """Return what booted, from the logs in `carrier` that replay to the registers that `verified` signs; None: no log.
 
     Raises:
-        EvidenceFormatError, VerificationError: see `verify_event_log`.
+        EvidenceFormatError, VerificationError: see `verify_event_log`; `bad-register`: the runtime log tells of one
+            that no operating system extends.
     """
-    return read_boot(verify_event_log(EventLog.parse(event_log), verified, unlogged=SYSTEM, bound=bound))
+    if carrier.event_log is None:
+        return None
+    runtime = parse_systemd_log(carrier.runtime_log or b"")
+    for event in runtime:
+        if event.register not in SYSTEM:
+            raise VerificationError(
+                f"the runtime log has an extend of {event.register}, where the firmware's log alone counts",
+                code="bad-register",
+                stage="event-log",
+            )
+    log = EventLog.parse(carrier.event_log)
+    return read_boot(verify_event_log(log, verified, runtime=runtime, unlogged=SYSTEM, bound=bound))
 
 
-def _booted(verified: Verified, event_log: bytes | None, bound: Collection[str]) -> Verified:
-    if event_log is None:
-        return verified
-    return with_boot(verified, read_event_log(verified, event_log, bound))
+def _booted(verified: Verified, carrier: EvidenceEnvelope | VtpmEvidence, bound: Collection[str]) -> Verified:
+    account = read_event_log(verified, carrier, bound)
+    return verified if account is None else with_boot(verified, account)
 
 
 def _sorted(blob: bytes) -> Endorsements:

@@ -12,14 +12,17 @@ from typing import Self
 from sealwright.attester.base import check_ours
 from sealwright.attester.tpm.commands import RH_ENDORSEMENT, LoadedKey, Tpm
 from sealwright.attester.tpm.transport import connect
-from sealwright.errors import UnavailableError, VerificationError
+from sealwright.errors import FormatError, UnavailableError, VerificationError
 from sealwright.evidence import tpmkey
 from sealwright.evidence.envelope import EvidenceEnvelope, PlatformType
+from sealwright.evidence.runtimelog import parse_systemd_log
 from sealwright.evidence.tpm import TpmQuote, TpmsAttest
 from sealwright.evidence.tpmkey import CURVE_IDS, Scheme, TpmtPublic, TpmtSignature
 from sealwright.evidence.tpmwire import ALG_ECC, PCRS, Bank, PcrSelection, malformed
+from sealwright.verify.eventlog import SYSTEM
 
 EVENT_LOG = Path("/sys/kernel/security/tpm0/binary_bios_measurements")
+RUNTIME_LOG = Path("/run/log/systemd/tpm2-measure.log")
 REPORT_DATA_SIZE = 64  # bytes
 CONFIG_PCR = 8  # holds exactly one extend: the config's digest
 _TRIES = 8  # while somebody extends PCRs
@@ -142,6 +145,7 @@ class TpmAttester:
             type="tpm",
             evidence=quote.encode(),
             event_log=None if self._event_log is None else _read_log(self._event_log),
+            runtime_log=None if self._event_log is None else _system_log(RUNTIME_LOG),
             endorsements=self._endorsements,
         )
 
@@ -210,6 +214,16 @@ def _der_size(raw: bytes) -> int:
         return 2 + length
     count = length & 0x7F
     return 2 + count + int.from_bytes(raw[2 : 2 + count], "big")
+
+
+def _system_log(path: Path) -> bytes | None:
+    """Return systemd's log; None: it is not there, not for this user, or none that a verifier takes."""
+    try:
+        raw = _read_log(path)
+        told = {event.register for event in parse_systemd_log(raw)}
+    except (UnavailableError, FormatError):
+        return None
+    return raw if told and told <= SYSTEM else None
 
 
 def _read_log(path: Path) -> bytes:
