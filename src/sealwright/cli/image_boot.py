@@ -123,6 +123,7 @@ def boot(
     """
     if accel not in ("auto", "kvm", "tcg"):
         raise typer.BadParameter("it is auto, kvm or tcg", param_hint="--accel")
+    qemu.require()
     chosen = qemu.accelerator() if accel == "auto" else accel
     note(f"not confidential: a QEMU guest ({chosen}) can be read by this machine's administrators")
     with _own_variables(variables) as writable:

@@ -56,6 +56,10 @@ def network(**changes: Any) -> GuestNetwork:
         {"hosts": [{"name": "a b", "addresses": ["192.0.2.7"]}]},
         {"hosts": [{"name": "a\n127.0.0.1 b", "addresses": ["192.0.2.7"]}]},
         {"hosts": [{"name": "a", "addresses": ["192.0.2.7; accept"]}]},
+        {"hosts": [{"name": "a", "addresses": ["fe80::1%eth0"]}]},
+        {"hosts": [{"name": "a", "addresses": ["2001:db8::1%x accept; #"]}]},
+        {"addresses": ["fe80::1%x/64"]},
+        {"gateways": ["fe80::1%x"]},
         {"hosts": [{"name": "a", "addresses": []}]},
         {"hosts": [{"name": "a", "addresses": ["::1"]}, {"name": "A", "addresses": ["::1"]}]},
         {"listen": 0},
@@ -74,6 +78,17 @@ def test_another_form_is_refused(changes: dict[str, Any]) -> None:
 def test_nothing_but_a_format_error_is_raised(raw: bytes) -> None:
     with pytest.raises(FormatError):
         GuestNetwork.parse(raw)
+
+
+@given(text=st.text(max_size=40), zone=st.booleans())
+def test_an_address_brings_no_text_of_its_own(text: str, zone: bool) -> None:
+    """What a host writes into the rules is hex digits, dots and colons."""
+    address = f"2001:db8::1%{text}" if zone else text
+    try:
+        found = network(hosts=[{"name": "broker.example", "addresses": [address]}])
+    except FormatError:
+        return
+    assert set(found.hosts[0].addresses[0]) <= set("0123456789abcdef.:")
 
 
 def test_names_are_resolved_by_the_list_alone() -> None:

@@ -33,8 +33,12 @@ _HEADER = struct.Struct("=IHHII")
 
 
 def _parsed(parse: Callable[[str], object], text: str) -> bool:
+    """Return whether `text` is an address as addresses are written, and nothing besides: it goes into rules and files.
+
+    A zone behind `%` would be any text at all.
+    """
     try:
-        return str(parse(text)) == text
+        return "%" not in text and str(parse(text)) == text
     except ValueError:
         return False
 
