@@ -203,7 +203,11 @@ def _emit(manifest: ReleaseManifest, folder: Path, as_json: bool) -> None:
         *[f"{one.kind:<16} {one.sha256.hex()}  {one.path}" for one in manifest.artefacts],
         f"manifest  {manifest.digest().hex()}",
     ]
-    result = {"folder": str(folder), "digest": manifest.digest().hex(), "manifest": manifest.to_json()}
+    result: dict[str, object] = {
+        "folder": str(folder),
+        "digest": manifest.digest().hex(),
+        "manifest": manifest.to_json(),
+    }
     emit(result, as_json=as_json, lines=lines)
 
 

@@ -76,7 +76,7 @@ def assemble(
             "version": version,
             "commit": source.commit,
             "source_date": source.dated,
-            "artefacts": sorted(artefacts, key=lambda one: one.path),
+            "artefacts": sorted(artefacts, key=_path),
         },
         SettingsError,
     )
@@ -131,6 +131,10 @@ def _reference_values(out: Path, paths: Iterable[Path]) -> list[Artefact]:
         files.write(out / name, files.read(path))
         found.append(files.measured(out, name, "reference-values"))
     return found
+
+
+def _path(artefact: Artefact) -> str:
+    return artefact.path
 
 
 def _named(artefacts: Sequence[Artefact]) -> tuple[str, str]:

@@ -24,11 +24,11 @@ def check_files(folder: Path, manifest: ReleaseManifest) -> tuple[set[str], list
     found += [_failure(f"{path} is not there", "missing") for path in sorted(missing)]
     good = set()
     for path in sorted(present & set(named)):
-        error = _wrong(folder, named[path])
-        if error is None:
+        wrong = _wrong(folder, named[path])
+        if wrong is None:
             good.add(path)
         else:
-            found.append(error)
+            found.append(wrong)
     return good, found
 
 

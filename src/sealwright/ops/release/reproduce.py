@@ -124,7 +124,9 @@ def _document(path: Path) -> ReferenceValues:
         envelope = Envelope.parse(raw, limit=2 * MAX_REFERENCE_VALUES, error=SettingsError)
         if envelope.payload_type != REFERENCE_VALUES:
             raise VerificationError(
-                f"{path.name} is signed as something else", code="wrong-payload-type", stage="reference-values"
+                f"{path.name} is signed as something else",
+                code="wrong-payload-type",
+                stage="reference-values",
             )
         raw = envelope.unverified_payload
     return ReferenceValues.parse(raw, limit=MAX_REFERENCE_VALUES, error=SettingsError)
