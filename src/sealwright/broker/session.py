@@ -289,7 +289,6 @@ class Broker:
                 return before[1]
             release = self._seal(session, attested, given.lease, key)
             said |= {
-                "build": verdict.appraisal.code,
                 "lease_id": release.lease_id,
                 "policy_digest": release.policy_digest,
                 "manifest_digest": release.manifest_digest,

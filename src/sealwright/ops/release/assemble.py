@@ -69,6 +69,7 @@ def assemble(
     files.write(out / PROVENANCE, make_provenance(defined, build))
     artefacts.append(files.measured(out, PROVENANCE, "provenance"))
     name, version = _named(artefacts)
+    ordered = sorted(artefacts, key=lambda one: one.path)
     manifest = validated(
         ReleaseManifest,
         {
@@ -76,7 +77,7 @@ def assemble(
             "version": version,
             "commit": source.commit,
             "source_date": source.dated,
-            "artefacts": sorted(artefacts, key=_path),
+            "artefacts": ordered,
         },
         SettingsError,
     )
@@ -131,10 +132,6 @@ def _reference_values(out: Path, paths: Iterable[Path]) -> list[Artefact]:
         files.write(out / name, files.read(path))
         found.append(files.measured(out, name, "reference-values"))
     return found
-
-
-def _path(artefact: Artefact) -> str:
-    return artefact.path
 
 
 def _named(artefacts: Sequence[Artefact]) -> tuple[str, str]:

@@ -79,21 +79,23 @@ class RolloutBroker:
         tenant, _ = self.key()
         codes = {build.hex() for build in builds}
         log = LogPolicy.of_key(log_key)
-        leases: dict[str, Counted] = {}
+        leases: dict[str, Counted] = {}  # by session
+        releases: dict[
+            str, tuple[int, Openings]
+        ] = {}  # by lease; newest first, so a release comes before its lease
         release: Counted | None = None
         for index, openings, said in self._decisions(since):
-            if (
-                said.get("verdict") != "grant"
-                or said.get("tenant") != tenant
-                or said.get("build") not in codes
-            ):
+            if said.get("verdict") != "grant" or said.get("tenant") != tenant:
                 continue
-            if said["action"] == "release" and release is None and self._under(said, policy):
-                release = self._proved(index, openings, log)
-            session = str(said.get("session"))
-            counts = said["action"] == "lease" and policy.hex() in said.get("policies", [])
-            if counts and session not in leases and len(leases) < wanted:
+            session, lease = str(said.get("session")), str(said.get("lease_id"))
+            if said.get("action") == "release" and self._under(said, policy):
+                releases[lease] = (index, openings)
+            elif said.get("action") == "lease" and _new(said, codes, policy) and session not in leases:
+                if release is None and lease in releases:
+                    release = self._proved(*releases[lease], log)
                 leases[session] = self._proved(index, openings, log)
+            if len(leases) >= wanted and release is not None:
+                break
         if len(leases) < wanted or release is None:
             text = f"{len(leases)} of {wanted} attestations of the new build since then, and " + (
                 "a release of the key" if release else "no release of the key"
@@ -133,6 +135,11 @@ class RolloutBroker:
         raw = self._client.fetch("GET", f"{BROKER_PROOFS}{hashlib.sha256(entry).hexdigest()}")
         logged = LogProof.parse(raw).verify(entry, log)
         return Counted(index=logged.index, commitment=root)
+
+
+def _new(said: Mapping[str, Any], codes: set[str], policy: bytes) -> bool:
+    policies = said.get("policies")
+    return said.get("build") in codes and isinstance(policies, list) and policy.hex() in policies
 
 
 def window(at: datetime, within_s: int) -> datetime:
