@@ -13,7 +13,7 @@ from sealwright.client.proofs import BROKER_PROOFS
 from sealwright.crypto.canonical import parse_json
 from sealwright.crypto.document import validated
 from sealwright.crypto.encoding import b64url_decode, hex_decode, rfc3339_decode
-from sealwright.errors import AppraisalError, AppraisalFailure, MessageFormatError, VerificationError
+from sealwright.errors import AppraisalError, AppraisalFailure, UnavailableError, VerificationError
 from sealwright.ops.rollout.statement import Counted
 from sealwright.protocol.commitment import Leaf, LogEntry, Openings, commitment_root, field_leaf
 from sealwright.tlog.policy import LogPolicy
@@ -35,7 +35,9 @@ class RolloutBroker:
             case {"root": str(root), "log_key": str(log_key)}:
                 return b64url_decode(root, length=32), log_key
             case _:
-                raise MessageFormatError("the broker's status names no root", code="malformed-answer")
+                raise UnavailableError(
+                    "the broker's status names no root", code="malformed-answer", stage="answer"
+                )
 
     def key(self) -> tuple[str, bytes]:
         """Return the key's tenant, and the digest of its policy."""
@@ -121,7 +123,9 @@ class RolloutBroker:
                     return
                 yield index, openings, said
                 if before is not None and index >= before:
-                    raise MessageFormatError("the broker's decisions go round", code="malformed-answer")
+                    raise UnavailableError(
+                        "the broker's decisions go round", code="malformed-answer", stage="answer"
+                    )
                 before = index
 
     def _proved(self, index: int, openings: Openings, log: LogPolicy) -> Counted:
@@ -152,7 +156,9 @@ def _key(answer: Mapping[str, Any]) -> tuple[str, bytes]:
         case {"tenant": str(tenant), "policy_digest": str(digest)}:
             return tenant, hex_decode(digest, length=32)
         case _:
-            raise MessageFormatError("the broker's answer describes no key", code="malformed-answer")
+            raise UnavailableError(
+                "the broker's answer describes no key", code="malformed-answer", stage="answer"
+            )
 
 
 def _decision(one: object) -> tuple[int, Openings]:
@@ -160,4 +166,4 @@ def _decision(one: object) -> tuple[int, Openings]:
         case {"index": int(index), "openings": dict(openings)}:
             return index, validated(Openings, openings)
         case _:
-            raise MessageFormatError("a decision without its openings", code="malformed-answer")
+            raise UnavailableError("a decision without its openings", code="malformed-answer", stage="answer")
