@@ -6,12 +6,13 @@ UV ?= uv
 export NO_MKDOCS_2_WARNING := 1
 export SEALWRIGHT_OPENAI2_PYTHON := $(CURDIR)/.venv-openai2/bin/python
 
-.PHONY: help demo test check bench docs lock clean
+.PHONY: help demo test release check bench docs lock clean
 .NOTPARALLEL:
 
 help:
 	@echo "make demo    tell the whole story on this machine, on a real language model"
 	@echo "make test    run the tests"
+	@echo "make release put a release together from what was built, sign and log it"
 	@echo "make check   lint, types, layers, lock files, docs, README, and the bare wheel alone"
 	@echo "make bench   measure against our peers; results in bench/results/"
 	@echo "make docs    build the documentation into site/"
@@ -28,6 +29,11 @@ test:
 	@$(PYTHON) scripts/system.py swtpm swtpm-tools
 	@$(BIN)/python scripts/real_evidence.py --optional
 	$(BIN)/pytest -n 2 --dist loadfile
+
+# Keys and log come from the environment: scripts/release.py says which.
+release:
+	@$(PYTHON) scripts/setup.py .venv test model
+	$(BIN)/python scripts/release.py
 
 check:
 	@$(PYTHON) scripts/setup.py .venv test model

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import tarfile
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from tests.release.support import ROOT, Stand, git, make_image, make_source, mak
 from sealwright.crypto.dsse import key_id
 from sealwright.errors import SealwrightError, SettingsError, UnavailableError, VerificationError
 from sealwright.ops.release.assemble import Parts, assemble
+from sealwright.ops.release.differ import first_difference
 from sealwright.ops.release.lock import pins
 from sealwright.ops.release.manifest import PROVENANCE, ReleaseManifest
 from sealwright.ops.release.reproduce import reproduce
@@ -128,6 +131,29 @@ def test_one_other_byte_of_an_image_is_named(stand: Stand) -> None:
     (image / "disk.raw").write_bytes(raw)
     found = differences(stand, parts=replace(stand.parts, image=image))
     assert found["image/disk.raw"] == "first at byte 1234 (6000 and 6000 bytes)"
+
+
+def test_archives_are_compared_by_their_members(tmp_path: Path) -> None:
+    def tar(name: str, second: bytes, *, mtime: int = 0) -> Path:
+        with tarfile.open(tmp_path / name, "w") as archive:
+            for member, raw in (("a", b"same"), ("b", second)):
+                info = tarfile.TarInfo(member)
+                info.size, info.mtime = len(raw), mtime
+                archive.addfile(info, io.BytesIO(raw))
+        return tmp_path / name
+
+    assert first_difference(tar("1.tar", b"x"), tar("2.tar", b"x")) == ""
+    assert first_difference(tar("1.tar", b"x"), tar("2.tar", b"y")).endswith("first in member b")
+    assert first_difference(tar("1.tar", b"x"), tar("2.tar", b"x", mtime=1)).endswith("first in member a")
+    for level in (1, 9):
+        with zipfile.ZipFile(
+            tmp_path / f"{level}.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=level
+        ) as archive:
+            archive.writestr(zipfile.ZipInfo("a"), "some text " * 1000, zipfile.ZIP_DEFLATED, level)
+    found = first_difference(tmp_path / "1.zip", tmp_path / "9.zip")
+    assert "every member has the same content" in found
+    (tmp_path / "cut.zip").write_bytes((tmp_path / "1.zip").read_bytes()[:-3])
+    assert "bytes)" in first_difference(tmp_path / "1.zip", tmp_path / "cut.zip")
 
 
 def test_what_was_not_built_again_is_a_difference(stand: Stand) -> None:
