@@ -6,7 +6,7 @@ UV ?= uv
 export NO_MKDOCS_2_WARNING := 1
 export SEALWRIGHT_OPENAI2_PYTHON := $(CURDIR)/.venv-openai2/bin/python
 
-.PHONY: help demo test image test-image check bench docs lock clean
+.PHONY: help demo test image test-image release check bench docs lock clean
 .NOTPARALLEL:
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make image   build a guest image from pinned packages into build/image"
 	@echo "make test-image  build it twice, boot it under QEMU, and see refused what was changed"
+	@echo "make release put a release together from what was built, sign and log it"
 	@echo "make check   lint, types, layers, lock files, docs, README, and the bare wheel alone"
 	@echo "make bench   measure against our peers; results in bench/results/"
 	@echo "make docs    build the documentation into site/"
@@ -45,6 +46,11 @@ test-image: image
 	@$(PYTHON) scripts/system.py qemu-system-x86 ovmf swtpm swtpm-tools sbsigntool mtools dosfstools cryptsetup-bin gdisk cpio nftables
 	SEALWRIGHT_IMAGE=$(CURDIR)/build/image SEALWRIGHT_PACKAGES=$(CURDIR)/build/packages \
 	  SEALWRIGHT_WHEEL=$$(echo $(CURDIR)/build/wheel/*.whl) $(BIN)/pytest --durations=5 tests/image/builder tests/image/boot
+
+# Keys and log come from the environment: scripts/release.py says which.
+release:
+	@$(PYTHON) scripts/setup.py .venv test model
+	$(BIN)/python scripts/release.py
 
 check:
 	@$(PYTHON) scripts/setup.py .venv test model
