@@ -6,7 +6,7 @@ UV ?= uv
 export NO_MKDOCS_2_WARNING := 1
 export SEALWRIGHT_OPENAI2_PYTHON := $(CURDIR)/.venv-openai2/bin/python
 
-.PHONY: help demo test image test-image test-image-long check bench docs lock clean
+.PHONY: help demo test image test-image test-image-long release check bench docs lock clean
 .NOTPARALLEL:
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make image   build a guest image from pinned packages into build/image"
 	@echo "make test-image  build it twice, boot it under QEMU, and see refused what was changed"
 	@echo "make test-image-long  boot what only the broker refuses too: some ten minutes more"
+	@echo "make release put a release together from what was built, sign and log it"
 	@echo "make check   lint, types, layers, lock files, docs, README, and the bare wheel alone"
 	@echo "make bench   measure against our peers; results in bench/results/"
 	@echo "make docs    build the documentation into site/"
@@ -50,6 +51,11 @@ test-image: image
 test-image-long: export SEALWRIGHT_LONG := 1
 test-image-long: test-image
 
+# Keys and log come from the environment: scripts/release.py says which.
+release:
+	@$(PYTHON) scripts/setup.py .venv test model
+	$(BIN)/python scripts/release.py
+
 check:
 	@$(PYTHON) scripts/setup.py .venv test model
 	@$(PYTHON) scripts/setup.py .venv check
@@ -57,6 +63,7 @@ check:
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/zizmor --offline --quiet .github/workflows
 	$(BIN)/python scripts/lock.py --check
 	$(BIN)/python scripts/readme.py --check
 	$(BIN)/mkdocs --quiet build --strict --site-dir build/site

@@ -31,6 +31,7 @@ def appraise_evidence(
     collateral: Endorsements | None = None,
     work: WorkCache | None = None,
     rego: Engine | None = None,
+    rules_at: datetime | None = None,
 ) -> Appraisal:
     """Return what `rules` say of evidence that was proved genuine: the platform's, its vTPM's and its devices'.
 
@@ -41,18 +42,21 @@ def appraise_evidence(
         collateral: what the caller has beside the envelope's own endorsements.
         work: what the caller keeps between verifications.
         rego: what evaluates Rego, `sealwright.client.rego_process.evaluate_apart`; None: rules that have some refuse.
+        rules_at: for recorded evidence: when `rules` have to be in force, if not at `at`.
 
     Raises:
         EvidenceFormatError, VerificationError, RevokedError, CollateralError: not genuine, or not
             decidable. Failures of appraisal are in the result, see `Appraisal.require`.
     """
-    rules.check_time(at)
+    rules_at = at if rules_at is None else rules_at
+    rules.check_time(rules_at)
     one = _Appraising(
         envelope=envelope,
         rules=rules,
         report_data=expected_report_data,
         device_nonce=expected_device_nonce,
         context=Context(at=at, work=work),
+        rules_at=rules_at,
         collateral=collateral or Endorsements(),
         rego=rego,
     )
@@ -66,6 +70,7 @@ class _Appraising:
     report_data: bytes
     device_nonce: bytes
     context: Context
+    rules_at: datetime
     collateral: Endorsements
     rego: Engine | None
 
@@ -85,11 +90,11 @@ class _Appraising:
         )
 
     def _rules(self, platform: str) -> Rules | None:
-        return self.rules.platforms.rules(platform, self.context.at, engine=self.rego)
+        return self.rules.platforms.rules(platform, self.rules_at, engine=self.rego)
 
     def _gpu_rules(self) -> GpuRules | None:
         gpus = self.rules.platforms.nvgpu
-        return None if gpus is None else gpus.prepared("nvgpu", self.context.at, engine=self.rego)
+        return None if gpus is None else gpus.prepared("nvgpu", self.rules_at, engine=self.rego)
 
     def _main(self, own: Rules | None) -> Appraisal:
         try:

@@ -18,7 +18,7 @@ from sealwright.appraisal.signed import (
     unverified_payload,
 )
 from sealwright.appraisal.yaml import MAX_YAML, load_yaml
-from sealwright.crypto.document import Bytes32, Digest, Document, Name, Time, validated
+from sealwright.crypto.document import Bytes32, Digest, Document, Name, Record, Time, validated
 from sealwright.errors import CollateralError, SettingsError
 
 SuiteName = Literal["default", "classical"]
@@ -96,12 +96,20 @@ class PolicyBase(Document):
             )
 
 
+class Canary(Record):
+    """Builds of which only so many enclaves may have a lease of one tenant at a time: docs/spec/rollout.md."""
+
+    code: Annotated[list[Digest], Field(min_length=1, max_length=16)]  # as `Appraisal.code`
+    leases: Annotated[int, Field(ge=1, le=1000)]
+
+
 class KeyPolicy(PolicyBase):
     """Who gets a key. `digest()` is the policy digest that decisions and releases name."""
 
     format: Literal["sealwright-policy/v1"] = "sealwright-policy/v1"
     config: ConfigRules
     lease_s: Annotated[int, Field(ge=2, le=LONGEST_LEASE_S)] = 600
+    canary: Canary | None = None
 
     _PAYLOAD_TYPE = POLICY
 

@@ -69,6 +69,7 @@ def check_evidence(
     expected: bytes | None = None,
     kind: str | None = None,
     event_log: bytes | None = None,
+    rules_at: datetime | None = None,
 ) -> EvidenceReport:
     """Report on a file of evidence, whatever platform it is of.
 
@@ -77,6 +78,7 @@ def check_evidence(
         expected: 64 bytes that the quote must carry, or 32 that devices must answer; None: not judged.
         kind: one of `sealwright.audit.detect.TYPES`, where the caller knows.
         event_log: of the machine, where it came apart from the evidence.
+        rules_at: when `rules` have to be in force, if not at `at`.
 
     Raises:
         EvidenceFormatError, VerificationError, RevokedError, CollateralError: not genuine, or not decidable.
@@ -100,7 +102,10 @@ def check_evidence(
         )
     if event_log is not None:
         envelope = envelope.model_copy(update={"event_log": event_log, "runtime_log": None})
-    return _Checking(envelope=envelope, rules=rules, at=at, given=given, expected=expected).report(found.name)
+    checking = _Checking(
+        envelope=envelope, rules=rules, at=at, rules_at=rules_at or at, given=given, expected=expected
+    )
+    return checking.report(found.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +113,7 @@ class _Checking:
     envelope: EvidenceEnvelope
     rules: KeyPolicy | TrustFile | None
     at: datetime
+    rules_at: datetime
     given: Given
     expected: bytes | None
 
@@ -131,7 +137,7 @@ class _Checking:
         )
 
     def _rules(self, platform: str) -> Rules | None:
-        return None if self.rules is None else self.rules.platforms.rules(platform, self.at)
+        return None if self.rules is None else self.rules.platforms.rules(platform, self.rules_at)
 
     def _context(self, platform: str) -> Context:
         given = Context(at=self.at, outage=self.given.outage)
@@ -178,6 +184,7 @@ class _Checking:
                 self.rules,
                 expected_report_data=self._report_data(),
                 at=self.at,
+                rules_at=self.rules_at,
                 expected_device_nonce=unverified_device_nonce(self.envelope.devices),
                 collateral=self.given.collateral,
                 rego=evaluate_apart,

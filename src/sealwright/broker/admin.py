@@ -192,13 +192,19 @@ class Admin:
 
         return self._decided("sealing-key", said, work).sign(self._core.secrets.release)
 
-    def decisions(self, limit: int) -> list[Json]:
-        """Return the newest decisions, opened, newest first."""
-        records = list(islice(self._state.ledger.decisions_backwards(), min(limit, MAX_DECISIONS)))
+    def decisions(self, limit: int, *, before: int | None = None, openings: bool = False) -> list[Json]:
+        """Return the newest decisions, opened, newest first.
+
+        Args:
+            before: only those of a lower index.
+            openings: with the salts too, so that each can be proved against its commitment.
+        """
+        records = self._state.ledger.decisions_backwards(before=before)
         return [
             {"index": record.index, "commitment": record.commitment.hex()}
+            | ({"openings": record.openings.to_json()} if openings else {})
             | {name: parse_json(value) for name, value in record.fields.items()}
-            for record in records
+            for record in islice(records, min(limit, MAX_DECISIONS))
         ]
 
     def status(self) -> Json:

@@ -89,7 +89,7 @@ def admin_routes(admin: Admin, backends: BackendAdmin, secrets: BrokerSecrets) -
             "/backends/{backend}/rotate",
             _plain(lambda request: backends.rotate(name_of(request, "backend"))),
         ),
-        route("GET", "/decisions", _plain(lambda request: {"decisions": admin.decisions(_limit(request))})),
+        route("GET", "/decisions", _plain(lambda request: {"decisions": _decisions(admin, request)})),
         route("GET", "/keys", _plain(lambda _: {"keys": admin.list_keys()})),
         route("POST", "/keys", _create_key(admin)),
         route("GET", "/keys/{kid}", _plain(lambda request: admin.key(name_of(request, "kid")))),
@@ -199,6 +199,14 @@ def _remove_caller(admin: Admin, request: Request) -> object:
     tenant, caller = name_of(request, "tenant"), name_of(request, "caller")
     admin.remove_caller(tenant, caller)
     return {"tenant": tenant, "caller": caller, "removed": True}
+
+
+def _decisions(admin: Admin, request: Request) -> object:
+    before = request.query_params.get("before")
+    if before is not None and not (before.isascii() and before.isdecimal() and len(before) <= 15):
+        raise MessageFormatError("before is the index of an entry", code="malformed-limit")
+    openings = request.query_params.get("openings") == "1"
+    return admin.decisions(_limit(request), before=None if before is None else int(before), openings=openings)
 
 
 def _limit(request: Request) -> int:

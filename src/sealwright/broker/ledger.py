@@ -70,6 +70,7 @@ class Record:
     index: int
     commitment: bytes
     fields: Mapping[str, bytes]
+    openings: Openings
 
 
 class Ledger:
@@ -182,17 +183,19 @@ class Ledger:
             entries = read_bundle(self._fetch, bundle, width_at(0, bundle, size))
             yield from ((first + at, entry) for at, entry in enumerate(entries) if first + at >= start)
 
-    def entries_backwards(self, *, stop: int = 0) -> Iterator[tuple[int, bytes]]:
-        """Yield (index, entry) from the newest down to `stop`, each proved to be in the log.
+    def entries_backwards(self, *, stop: int = 0, before: int | None = None) -> Iterator[tuple[int, bytes]]:
+        """Yield (index, entry) from the newest (below `before`) down to `stop`, each proved to be in the log.
 
         Raises:
             VerificationError: `bad-inclusion-proof`: the files were edited.
         """
         now = self._policy.verify(self._log.signed_checkpoint).checkpoint
         reader = TileReader(self._fetch, now.size)
-        for bundle in range(-(-now.size // TILE_WIDTH) - 1, stop // TILE_WIDTH - 1, -1):
+        end = now.size if before is None else min(before, now.size)
+        for bundle in range(-(-end // TILE_WIDTH) - 1, stop // TILE_WIDTH - 1, -1):
             entries = read_bundle(self._fetch, bundle, width_at(0, bundle, now.size))
-            for index in range(bundle * TILE_WIDTH + len(entries) - 1, bundle * TILE_WIDTH - 1, -1):
+            last = min(end, bundle * TILE_WIDTH + len(entries)) - 1
+            for index in range(last, bundle * TILE_WIDTH - 1, -1):
                 if index < stop:
                     return
                 entry = entries[index - bundle * TILE_WIDTH]
@@ -200,13 +203,13 @@ class Ledger:
                 verify_inclusion(index, now.size, leaf_hash(entry), now.root, hashes)
                 yield index, entry
 
-    def decisions_backwards(self) -> Iterator[Record]:
-        """Yield decisions with their opened fields, newest first.
+    def decisions_backwards(self, *, before: int | None = None) -> Iterator[Record]:
+        """Yield decisions with their opened fields, newest first; Args: before: only those of a lower index.
 
         Raises:
             CollateralError: `opening-missing`. VerificationError: `opening-mismatch`.
         """
-        for index, raw in self.entries_backwards():
+        for index, raw in self.entries_backwards(before=before):
             entry = LogEntry.parse(raw)
             if entry.type == "decision":
                 yield self._open(index, entry.commitment)
@@ -231,7 +234,7 @@ class Ledger:
                 stage="openings",
             )
         fields = {name: opening.value for name, opening in openings.fields.items()}
-        return Record(index=index, commitment=commitment, fields=fields)
+        return Record(index=index, commitment=commitment, fields=fields, openings=openings)
 
     def _held(self, *, new: bool) -> bytes:
         if self._holder is None:

@@ -126,6 +126,7 @@ class LeaseRow(Document):
     not_after: Time
     answers: Count | None = None
     claimed: Time | None = None  # when `answers` was said; absent again once it was checked
+    build: Digest | None = None  # `Appraisal.code` of its holder; absent in rows of older versions
 
 
 class MismatchRow(Document):

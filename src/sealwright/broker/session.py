@@ -16,6 +16,7 @@ from sealwright.appraisal.ear import ear_digest, issue_ear
 from sealwright.appraisal.platform import together
 from sealwright.broker.answers import claim, sweep
 from sealwright.broker.backend import wiped
+from sealwright.broker.canary import check_canary
 from sealwright.broker.core import Core, decided, gravest, present, refusal, wrap_context
 from sealwright.broker.form import Form, check_form, parse_form
 from sealwright.broker.ledger import Ticket
@@ -246,11 +247,19 @@ class Broker:
             if given is not None:
                 given.lease.check_time(now)
                 return given
+            said |= _judged(verdict)
+            check_canary(
+                view,
+                verdict,
+                tenant=listed.tenant,
+                keyset_digest=attested.keyset.digest(),
+                at=now,
+            )
             lease = self._make_lease(view, attested, listed, verdict, now)
             swept = sweep(view, self._state.store.count_receipts, now)
             changes: dict[RowKey, bytes | None] = dict(swept.changes)
             changes |= claim(view, swept.changes, lease, request.answers, now)
-            changes["lease", lease.lease_id.hex()] = _lease_row(lease, attested).encode()
+            changes["lease", lease.lease_id.hex()] = _lease_row(lease, attested, verdict).encode()
             said |= {"lease_id": lease.lease_id, "ear_digest": attested.ear_digest}
             said["not_after"] = lease.to_json()["not_after"]
             self._change(view, changes, "lease", said)
@@ -400,7 +409,14 @@ def _about(what: Form | Attested) -> dict[str, object]:
     }
 
 
-def _lease_row(lease: Lease, attested: Attested) -> LeaseRow:
+def _judged(verdict: Verdict) -> dict[str, object]:
+    return {
+        "build": verdict.appraisal.code,
+        "policies": [policy.hex() for policy in verdict.policies],
+    }
+
+
+def _lease_row(lease: Lease, attested: Attested, verdict: Verdict) -> LeaseRow:
     return LeaseRow(
         lease_id=lease.lease_id,
         tenant=lease.tenant,
@@ -409,6 +425,7 @@ def _lease_row(lease: Lease, attested: Attested) -> LeaseRow:
         receipt_key=attested.keyset.receipt_key,
         not_before=lease.not_before,
         not_after=lease.not_after,
+        build=verdict.appraisal.code,
     )
 
 

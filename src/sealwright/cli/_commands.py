@@ -41,6 +41,9 @@ COMMANDS = {
     "receipt": Entry("receipt", "app", "Show and verify receipts of answers."),
     "log": Entry("log", "app", "Show, prove and verify entries of the transparency log."),
     "release": Entry("release", "app", "Build, sign, log, build again and verify releases."),
+    "rollout": Entry(
+        "rollout", "app", "Bring a new build to an enclave's key, step by step, and retire the old."
+    ),
 }
 
 

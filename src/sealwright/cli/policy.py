@@ -6,46 +6,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
-from pydantic import Field
 
 from sealwright.appraisal.policy import KeyPolicy
 from sealwright.appraisal.signed import POLICY
-from sealwright.appraisal.yaml import load_yaml
-from sealwright.audit.evidence import check_evidence
-from sealwright.audit.given import Given, folder
-from sealwright.cli._files import read_input
+from sealwright.audit.cases import Recorded, read_cases
 from sealwright.cli._group import EXISTING, Json, group
 from sealwright.cli._output import emit
 from sealwright.cli._signing import KeyFiles, Out, signed, write_new
 from sealwright.cli.explain import explanations
 from sealwright.client.trust_source import read_file
-from sealwright.crypto.document import Name, Record, Time, validated
 from sealwright.crypto.encoding import b64url, rfc3339
-from sealwright.errors import AppraisalError, AppraisalFailure, SealwrightError, SettingsError
+from sealwright.errors import AppraisalError, AppraisalFailure, SettingsError
 
 app = group("Read, sign and test the policies under which keys are released.")
 File = Annotated[Path, typer.Argument(metavar="POLICY", help="A policy: YAML, or signed.", **EXISTING)]
-
-
-class Case(Record):
-    """Recorded evidence, and what a policy should say of it."""
-
-    name: Name
-    evidence: str  # path, beside the file of cases
-    endorsements: str | None = None  # folder
-    at: Time
-    expect: (
-        Annotated[list[str], Field(max_length=32)] | Literal["allowed"]
-    )  # or the codes, all of them, in any order
-
-
-class Cases(Record):
-    """A file of cases."""
-
-    cases: Annotated[list[Case], Field(min_length=1, max_length=1000)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +50,7 @@ def try_(
 ) -> None:
     """Try a policy on recorded evidence before anyone relies on it; freshness is not part of it."""
     policy = KeyPolicy.load(read_file(file))
-    listed = validated(Cases, load_yaml(read_file(cases)), SettingsError)
-    outcomes = [_outcome(policy, case, cases.parent) for case in listed.cases]
+    outcomes = [_outcome(policy, recorded) for recorded in read_cases(cases)]
     emit(
         {
             "as_expected": all(one.as_expected for one in outcomes),
@@ -127,17 +103,14 @@ def sign(
     )
 
 
-def _outcome(policy: KeyPolicy, case: Case, beside: Path) -> Outcome:
-    expected = [] if case.expect == "allowed" else case.expect
-    given = Given(collateral=folder(beside / case.endorsements)) if case.endorsements else Given()
-    try:
-        report = check_evidence(read_input(beside / case.evidence), rules=policy, at=case.at, given=given)
-        found = [failure.code for failure in report.failures]
-    except AppraisalError as error:
-        found = [failure.code for failure in error.failures]
-    except SealwrightError as error:
-        found = [error.code]
-    return Outcome(name=case.name, expected=expected, found=found)
+def _outcome(policy: KeyPolicy, recorded: Recorded) -> Outcome:
+    expect = recorded.case.expect
+    if expect is None:
+        raise SettingsError(
+            f"case {recorded.case.name} does not say what to expect", code="malformed-document", stage="cases"
+        )
+    expected = [] if expect == "allowed" else expect
+    return Outcome(name=recorded.case.name, expected=expected, found=recorded.judge(policy).codes)
 
 
 def _line(one: Outcome) -> str:

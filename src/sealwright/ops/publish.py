@@ -41,6 +41,15 @@ def publish(directory: Path, signer: Signer, entry: bytes, *, check: Check | Non
         return log.prove(index).encode()
 
 
+def find(directory: Path, signer: Signer, entry: bytes) -> bytes | None:
+    """Return the `.tlog-proof` of `entry` in the log at `directory`; None: it is not there. Raises as `publish`."""
+    with PosixLog.open(directory, signer) as log:
+        for index, found in _entries(log):
+            if found == entry:
+                return log.prove(index).encode()
+    return None
+
+
 def _entries(log: PosixLog) -> Iterator[tuple[int, bytes]]:
     size = log.checkpoint.size
     reader = TileReader(log.fetch, size)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 _CHUNK = 1 << 20  # bytes
 _MAX_MEMBERS = 100_000
+_MAX_BYTES = 4 << 30  # unpacked: whoever made the archive may want to keep us busy
 
 
 def first_difference(theirs: Path, ours: Path) -> str:
@@ -62,6 +63,8 @@ def _zip(path: Path) -> dict[str, str] | None:
     if not zipfile.is_zipfile(path):
         return None
     with zipfile.ZipFile(path) as archive:
+        if sum(member.file_size for member in archive.infolist()) > _MAX_BYTES:
+            return None
         found = {}
         for member in archive.infolist()[:_MAX_MEMBERS]:
             with archive.open(member) as stream:
@@ -71,10 +74,12 @@ def _zip(path: Path) -> dict[str, str] | None:
 
 
 def _tar(path: Path) -> dict[str, str] | None:
-    if not tarfile.is_tarfile(path):
-        return None
     found: dict[str, str] = {}
-    with tarfile.open(path) as archive:
+    try:
+        opened = tarfile.open(path, "r:")  # noqa: SIM115 - not compressed: nothing in it can grow
+    except tarfile.ReadError:
+        return None
+    with opened as archive:
         for member in archive:
             stream = archive.extractfile(member)
             digest = "" if stream is None else hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]

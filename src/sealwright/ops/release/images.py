@@ -16,7 +16,7 @@ _HEX = re.compile(r"[0-9a-f]{64}")
 
 
 def image_failures(manifest: ReleaseManifest, image: bytes | None) -> Iterator[SealwrightError]:
-    """Yield what does not fit: an output of `image.json` that is not in the manifest, a blob of another digest.
+    """Yield what does not fit: a file of `image.json` that is not in the manifest, a blob of another digest.
 
     Args:
         image: `image.json`; None: the release has no guest image, or the file is not there.
@@ -39,28 +39,23 @@ def _outputs(raw: bytes, by_path: dict[str, str]) -> Iterator[SealwrightError]:
         yield error
         return
     if not named:
-        yield ArtefactFormatError("image.json names no output", code="malformed-image", stage="image")
+        yield ArtefactFormatError("image.json names no file", code="malformed-image", stage="image")
     for name, sha256 in named.items():
         if by_path.get(f"{IMAGE}/{name}") != sha256:
             yield _mismatch(f"image.json names {name} with another digest than the release")
 
 
 def _named(document: Any) -> Iterator[tuple[str, str]]:
-    """Yield (path, SHA-256 hex) of every output: `outputs` maps names to digests, or to objects that hold one."""
-    outputs = document.get("outputs") if isinstance(document, dict) else None
-    if isinstance(outputs, dict):
-        pairs = list(outputs.items())
-    elif isinstance(outputs, list):
-        pairs = [(one.get("path", one.get("name")), one) for one in outputs if isinstance(one, dict)]
-    else:
-        pairs = []
-    for name, said in pairs:
-        sha256 = said.get("sha256") if isinstance(said, dict) else said
-        if not (isinstance(name, str) and isinstance(sha256, str) and _HEX.fullmatch(sha256)):
-            raise ArtefactFormatError(
-                "an output of image.json has no sha256", code="malformed-image", stage="image"
-            )
-        yield name, sha256
+    """Yield (name, SHA-256 hex) of every file that a guest image's manifest names: docs/spec/guest-image.md."""
+    files = document.get("files") if isinstance(document, dict) else None
+    for said in files if isinstance(files, list) else []:
+        match said:
+            case {"name": str(name), "sha256": str(sha256)} if _HEX.fullmatch(sha256):
+                yield name, sha256
+            case _:
+                raise ArtefactFormatError(
+                    "a file of image.json has no sha256", code="malformed-image", stage="image"
+                )
 
 
 def _mismatch(text: str) -> VerificationError:

@@ -78,7 +78,7 @@ def _difference(folder: Path, theirs: Artefact, scratch: Path, ours: Artefact) -
         return _provenance(files.read(folder / PROVENANCE), files.read(scratch / PROVENANCE))
     if theirs == ours:
         return ""
-    return first_difference(folder / theirs.path, scratch / ours.path)
+    return first_difference(folder / theirs.path, scratch / ours.path) or "has another digest"
 
 
 def _provenance(theirs: bytes, ours: bytes) -> str:

@@ -112,17 +112,16 @@ class _Checking:
             self.report.failures.append(error)
             return None
 
-    def _read(self, name: str, code: str) -> bytes:
-        if not (self.folder / name).is_file():
-            raise CollateralError(f"{name} is not there", code=code, stage=code.partition("-")[2])
-        return files.read(self.folder / name)
-
     def _signatures(self) -> list[str]:
-        raw = self._read(SIGNATURES, "release-signatures")
+        if not (self.folder / SIGNATURES).is_file():
+            raise CollateralError(f"{SIGNATURES} is not there", code="release-unsigned", stage="signatures")
+        raw = files.read(self.folder / SIGNATURES)
         return verify_signatures(raw, self.manifest, self.trust.signers)
 
     def _log(self) -> LoggedEntry:
-        raw = self._read(PROOF, "release-log")
+        if not (self.folder / PROOF).is_file():
+            raise CollateralError(f"{PROOF} is not there", code="release-unlogged", stage="log")
+        raw = files.read(self.folder / PROOF)
         return LogProof.parse(raw).verify(self.manifest.log_entry(), self.trust.log)
 
     def _sbom(self, wheel: Artefact) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 import tarfile
@@ -70,7 +71,9 @@ class Source:
 
 def git(root: Path, *arguments: str) -> bytes:
     """Return what git prints. Raises UnavailableError `git-failed`."""
-    command = ["git", "-C", str(root), "-c", "tar.umask=0022", *arguments]
+    # What this machine's user prefers must not change a byte of an archive.
+    plain = ("tar.umask=0022", "core.autocrlf=false", "core.eol=lf", f"core.attributesFile={os.devnull}")
+    command = ["git", "-C", str(root), *[word for one in plain for word in ("-c", one)], *arguments]
     try:
         done = subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT_S)
     except (OSError, subprocess.SubprocessError) as exc:
