@@ -17,6 +17,7 @@ from sealwright.cli._output import emit
 from sealwright.cli.verify import lines_of, result_of
 from sealwright.errors import UnavailableError
 from sealwright.protocol.attestation import ATTESTATION_PATH, MAX_BUNDLE, AttestationRequest
+from sealwright.protocol.body import PLAIN, parts
 
 
 def command(
@@ -121,13 +122,13 @@ def _ask(url: str, request: AttestationRequest) -> bytes:
 
 
 def _http() -> httpx2.Client:
-    return httpx2.Client(timeout=30, follow_redirects=False, headers={"accept-encoding": "identity"})
+    return httpx2.Client(timeout=30, follow_redirects=False, headers=PLAIN)
 
 
 def _bounded(answer: httpx2.Response) -> bytes | None:
     """Return the body; None: it is larger than a bundle."""
     body = bytearray()
-    for part in answer.iter_raw():
+    for part in parts(answer):
         body += part
         if len(body) > MAX_BUNDLE:
             return None
