@@ -7,18 +7,18 @@ from typing import Annotated, ClassVar, Literal, Self
 
 import blake3
 import numpy as np
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field, model_validator
 
 from sealwright.crypto.document import Bytes, Bytes32, Count, Digest, Document, Record
-from sealwright.crypto.dsse import Envelope
-from sealwright.crypto.statement import Statement
-from sealwright.errors import MessageFormatError
+from sealwright.crypto.statement import Statement, ed25519
+from sealwright.errors import MessageFormatError, VerificationError
+from sealwright.training.secagg.enrol import refused
 from sealwright.training.secagg.fixed import Residues
 from sealwright.training.secagg.shamir import SHARE_BYTES
-from sealwright.training.secagg.spec import MAX_ROSTER
+from sealwright.training.secagg.spec import MAX_DEGREE, MAX_ROSTER, RunSpec
 
-MAX_HEADER = 64 * 1024 * 1024  # bytes; what a worker of 4096 neighbours would write
+MAX_OPENING = 2 << 20  # bytes; a roster of 4096 has under 1 MiB
 _LENGTH = struct.Struct(">I")
 Place = Annotated[int, Field(ge=1, le=MAX_ROSTER)]  # in the roster, from 1
 Share = Annotated[Bytes, Field(min_length=SHARE_BYTES, max_length=SHARE_BYTES)]
@@ -47,12 +47,47 @@ class Roster(Document):
             raise ValueError("roster-order: members are ordered by worker, each once")
         return self
 
+    def check(self, spec: RunSpec) -> None:
+        """Prove that the roster is of this run, and of a size that it admits.
+
+        Raises:
+            VerificationError: `other-run`, `roster-size`.
+        """
+        if self.run_spec != spec.digest():
+            raise refused("the roster is of another run", "other-run", "roster")
+        if not spec.min_roster <= len(self.members) <= spec.max_roster:
+            raise refused(f"a roster of {len(self.members)} workers", "roster-size", "roster")
+
     def place(self, worker: bytes) -> int:
         """Return a worker's place, from 1; 0: it is not listed."""
         for place, member in enumerate(self.members, 1):
             if member.worker == worker:
                 return place
         return 0
+
+
+class Opening(Statement):
+    """A round that the countersigner has opened: its one roster, and what nobody could know before it was fixed."""
+
+    PAYLOAD_TYPE: ClassVar[str] = "application/vnd.sealwright.secagg-opening.v1+json"
+
+    format: Literal["sealwright-opening/v1"] = "sealwright-opening/v1"
+    roster: Roster
+    beacon: Bytes32
+
+    @classmethod
+    def opened(cls, envelope: bytes, spec: RunSpec) -> Self:
+        """Return an opening, proved to be the countersigner's.
+
+        Raises:
+            MessageFormatError: malformed. VerificationError: `roster-unsigned`, `other-run`, `roster-size`.
+        """
+        try:
+            said = cls.verify(envelope, [ed25519(spec.countersigner)], stage="roster", limit=MAX_OPENING)
+        except VerificationError as error:
+            raise refused(f"the roster is not countersigned: {error}", "roster-unsigned", "roster") from None
+        said.roster.check(spec)
+        return said
 
 
 class Commitment(Record):
@@ -66,7 +101,7 @@ class SealedShares(Record):
     """Shares for a neighbour: of the self seed, then of each pair seed in order of places; AES-256-GCM."""
 
     neighbour: Place
-    ciphertext: Annotated[Bytes, Field(max_length=(MAX_ROSTER + 1) * SHARE_BYTES + 16)]
+    ciphertext: Annotated[Bytes, Field(max_length=(MAX_DEGREE + 1) * SHARE_BYTES + 16)]
 
 
 class Masked(Statement):
@@ -80,8 +115,8 @@ class Masked(Statement):
     roster: Digest
     worker: Digest
     self_commitment: Digest
-    commitments: Annotated[list[Commitment], Field(max_length=MAX_ROSTER)]
-    shares: Annotated[list[SealedShares], Field(max_length=MAX_ROSTER)]
+    commitments: Annotated[list[Commitment], Field(max_length=MAX_DEGREE)]
+    shares: Annotated[list[SealedShares], Field(max_length=MAX_DEGREE)]
     body: Digest  # BLAKE3 of the residues, little-endian
 
 
@@ -101,6 +136,10 @@ class Survivors(Statement):
         if self.alive != sorted(set(self.alive)):
             raise ValueError("alive is ordered, each place once")
         return self
+
+    def is_of(self, roster: Roster) -> bool:
+        """Return whether the set names this roster and its round; nothing is proved."""
+        return (self.run_spec, self.round, self.roster) == (roster.run_spec, roster.round, roster.digest())
 
 
 class SelfShare(Record):
@@ -133,10 +172,10 @@ class Unmask(Statement):
     format: Literal["sealwright-unmask/v1"] = "sealwright-unmask/v1"
     survivors: Digest
     worker: Digest
-    self_shares: Annotated[list[SelfShare], Field(max_length=MAX_ROSTER)]
-    pair_seeds: Annotated[list[PairSeed], Field(max_length=MAX_ROSTER)]
-    pair_shares: Annotated[list[PairShare], Field(max_length=MAX_ROSTER * 64)]
-    unopened: Annotated[list[Place], Field(max_length=MAX_ROSTER)]  # neighbours whose shares did not open
+    self_shares: Annotated[list[SelfShare], Field(max_length=MAX_DEGREE)]
+    pair_seeds: Annotated[list[PairSeed], Field(max_length=MAX_DEGREE)]
+    pair_shares: Annotated[list[PairShare], Field(max_length=MAX_DEGREE * MAX_DEGREE // 2)]
+    unopened: Annotated[list[Place], Field(max_length=MAX_DEGREE)]  # neighbours whose shares did not open
     next_nonce: Bytes32
 
 
@@ -152,45 +191,46 @@ class Hello(Statement):
     nonce: Bytes32
 
 
-def body_digest(residues: Residues) -> bytes:
-    """Return BLAKE3 (32 bytes) of residues as they travel."""
-    return blake3.blake3(np.ascontiguousarray(residues, dtype="<u4").data.cast("B")).digest()
+def head_limit(spec: RunSpec) -> int:
+    """Return the size of the largest head of a masked update, bytes: what is longer is not parsed."""
+    neighbours = min(spec.degree, spec.max_roster - 1)
+    return 4096 + neighbours * (256 + (neighbours + 2) * SHARE_BYTES * 4 // 3)
 
 
-def encode_masked(head: Masked, residues: Residues, key: Ed25519PrivateKey) -> bytes:
-    """Return the message: length of the head (u32), its DSSE envelope, residues."""
+def unmask_limit(spec: RunSpec) -> int:
+    """Return the size of the largest unmask, bytes: less than half of each neighbour's neighbours have dropped."""
+    neighbours = min(spec.degree, spec.max_roster - 1)
+    return 4096 + 512 * neighbours + 112 * (neighbours * neighbours // 2)
+
+
+def residues_of(message: bytearray) -> Residues:
+    """Return the residues in the memory of a message under way."""
+    return np.frombuffer(message, dtype="<u4")
+
+
+def encode_masked(message: bytearray, head: Masked, key: Ed25519PrivateKey) -> None:
+    """Complete a message of residues: behind them the DSSE envelope of its head, and its length (u32)."""
     envelope = head.sign(key)
+    message += envelope + _LENGTH.pack(len(envelope))
+
+
+def body_digest(residues: Residues, *, threads: int = 1) -> bytes:
+    """Return BLAKE3 (32 bytes) of residues as they travel."""
     body = np.ascontiguousarray(residues, dtype="<u4").data.cast("B")
-    return b"".join((_LENGTH.pack(len(envelope)), envelope, body))
+    return blake3.blake3(body, max_threads=threads).digest()
 
 
-def split_masked(message: bytes | memoryview, elements: int) -> tuple[bytes, Residues]:
+def split_masked(message: bytes | bytearray | memoryview, spec: RunSpec) -> tuple[bytes, Residues]:
     """Return envelope and residues of a masked update, nothing verified.
-
-    Args:
-        elements: residues that must be there.
 
     Raises:
         MessageFormatError: `masked-malformed`.
     """
-    view = memoryview(message)
-    length = _LENGTH.unpack(view[:4])[0] if len(view) >= 4 else MAX_HEADER + 1
-    if length > MAX_HEADER or len(view) != 4 + length + 4 * elements:
+    view, body = memoryview(message).cast("B"), 4 * (spec.elements + 1)
+    length = len(view) - body - _LENGTH.size
+    if not 0 < length <= 2 * head_limit(spec) or _LENGTH.unpack(view[-_LENGTH.size :])[0] != length:
         raise MessageFormatError(
-            f"a masked update is its head and {elements} residues", code="masked-malformed"
+            f"a masked update is {spec.elements + 1} residues and their head", code="masked-malformed"
         )
-    residues: Residues = np.frombuffer(view[4 + length :], dtype="<u4")
-    return bytes(view[4 : 4 + length]), residues
-
-
-def verify_masked(envelope: bytes, key: Ed25519PublicKey, residues: Residues) -> Masked:
-    """Return the head of a masked update, proved to be signed and to belong to these residues.
-
-    Raises:
-        MessageFormatError: malformed. VerificationError: `bad-signature`.
-    """
-    payload = Envelope.parse(envelope, limit=MAX_HEADER).verify(Masked.PAYLOAD_TYPE, [key], stage="masked")
-    head = Masked.parse(payload, limit=MAX_HEADER)
-    if head.body != body_digest(residues):
-        raise MessageFormatError("the residues are not those that were signed", code="masked-malformed")
-    return head
+    residues: Residues = np.frombuffer(view[:body], dtype="<u4")
+    return bytes(view[body : body + length]), residues
