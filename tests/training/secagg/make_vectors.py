@@ -22,7 +22,7 @@ from sealwright.errors import SealwrightError
 from sealwright.training.secagg.coordinator import Coordinator, make_roster
 from sealwright.training.secagg.countersigner import Countersigner
 from sealwright.training.secagg.enrol import WorkerKeys
-from sealwright.training.secagg.messages import Masked, Opening, Survivors, Unmask, split_masked
+from sealwright.training.secagg.messages import Masked, Opening, Split, Survivors, Unmask
 from sealwright.training.secagg.prg import Mask, apply_masks
 from sealwright.training.secagg.shamir import split
 from sealwright.training.secagg.spec import RunSpec
@@ -228,10 +228,10 @@ def cases(
 
     worker, one = run.workers[1], Unmask.unverified(unmasks[1])
     enrolment = worker.enrolment
-    raw, residues = split_masked(messages[0], spec())
+    parts = Split.parse(messages[0], spec(), WORKERS - 1)
     flipped = bytes([messages[0][0] ^ 1]) + bytes(messages[0][1:])
-    forged = resigned(Masked.unverified(raw), STRANGER).encode()
-    other = residues.tobytes() + forged + len(forged).to_bytes(4, "big")
+    forged = resigned(Masked.unverified(parts.envelope), STRANGER).encode()
+    other = bytes(parts.body) + forged + len(forged).to_bytes(4, "big")
     sign = run.workers[0]._keys.sign
     return [
         case(

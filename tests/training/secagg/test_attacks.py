@@ -21,21 +21,20 @@ from sealwright.training.secagg.countersigner import Countersigner
 from sealwright.training.secagg.fixed import decode_sum, encode_update
 from sealwright.training.secagg.graph import Graph
 from sealwright.training.secagg.messages import (
+    MAX_HEAD,
     MAX_OPENING,
-    Commitment,
     Masked,
     Member,
     Opening,
     PairSeed,
     PairShare,
     Roster,
-    SealedShares,
     SelfShare,
+    Split,
     Unmask,
     body_digest,
     encode_masked,
-    head_limit,
-    split_masked,
+    sealed_bytes,
     unmask_limit,
 )
 from sealwright.training.secagg.shamir import PRIME, SHARE_BYTES, correct, split
@@ -144,13 +143,13 @@ def test_nonsense_of_a_worker_is_seen_where_it_cannot_be_a_sum() -> None:
 
 def spoiled(message: bytearray, spec: RunSpec, key: Ed25519PrivateKey) -> bytearray:
     """Return a masked update with one residue at the far end, signed anew."""
-    raw, residues = split_masked(message, spec)
-    out = residues.copy()
-    out[5] ^= np.uint32(1 << 31)
-    head = Masked.parse(Envelope.parse(raw).unverified_payload)
-    again = bytearray(out.tobytes())
-    encode_masked(again, head.model_copy(update={"body": body_digest(out)}), key)
-    return again
+    parts = Split.parse(message, spec, 7)
+    body = bytearray(parts.body)
+    body[5 * 4 + 3] ^= 0x80
+    head = Masked.parse(Envelope.parse(parts.envelope).unverified_payload)
+    digest = body_digest(body)
+    encode_masked(body, head.model_copy(update={"body": digest}), key)
+    return body
 
 
 # The countersigner: one roster and one survivor set a round, and no choice of graphs
@@ -335,7 +334,6 @@ def test_nothing_of_a_round_is_kept_after_it() -> None:
 @pytest.mark.parametrize("degree", [2, 63, 300])
 def test_the_largest_messages_fit_their_limits_and_no_more(degree: int) -> None:
     spec = run_spec(degree + 1, KEY, degree=degree, threshold=max(degree // 2 + 1, 2))
-    sealed = bytes((degree + 1) * SHARE_BYTES + 16)
     places = range(4096 - degree, 4096)
     head = Masked(
         run_spec=bytes(32),
@@ -343,11 +341,9 @@ def test_the_largest_messages_fit_their_limits_and_no_more(degree: int) -> None:
         roster=bytes(32),
         worker=bytes(32),
         self_commitment=bytes(32),
-        commitments=[Commitment(neighbour=place, digest=bytes(32)) for place in places],
-        shares=[SealedShares(neighbour=place, ciphertext=sealed) for place in places],
         body=bytes(32),
     )
-    assert len(head.encode()) <= head_limit(spec) <= 1.1 * len(head.encode()) + 8192
+    assert len(head.encode()) <= MAX_HEAD
     share, half = bytes(SHARE_BYTES), degree // 2
     unmask = Unmask(
         survivors=bytes(32),
@@ -359,9 +355,12 @@ def test_the_largest_messages_fit_their_limits_and_no_more(degree: int) -> None:
         next_nonce=bytes(32),
     )
     assert len(unmask.encode()) <= unmask_limit(spec)
-    message = bytearray(4 * (spec.elements + 1))
+    message = bytearray(4 * (spec.elements + 1) + degree * (32 + sealed_bytes(degree)))
     encode_masked(message, head, KEY)
-    assert split_masked(message, spec)
+    assert Split.parse(message, spec, degree).shares == bytes(degree * sealed_bytes(degree))
+    for wrong in (degree - 1, degree + 1):
+        with refused("masked-malformed", "parse"):
+            Split.parse(message, spec, wrong)
     assert len(unmask.sign(KEY)) <= 2 * unmask_limit(spec)
 
 
@@ -379,7 +378,7 @@ def test_what_is_too_long_is_refused_before_it_is_parsed() -> None:
     run = Run.make(4)
     roster = run.roster()
     coordinator = run.coordinator(roster)
-    body, head = bytes(4 * 65), b"{" * (2 * head_limit(run.spec) + 1)
+    body, head = bytes(4 * 65 + 3 * (32 + sealed_bytes(3))), b"{" * (2 * MAX_HEAD + 1)
     with refused("masked-malformed", "parse"):
         coordinator.receive(body + head + len(head).to_bytes(4, "big"))
     with refused("too-large", "parse"):

@@ -25,7 +25,7 @@ from sealwright.errors import SealwrightError
 from sealwright.training.secagg.coordinator import Coordinator, verify_hello
 from sealwright.training.secagg.countersigner import Countersigner
 from sealwright.training.secagg.enrol import Enrolment
-from sealwright.training.secagg.messages import Masked, Opening, Roster, Unmask, split_masked
+from sealwright.training.secagg.messages import Masked, Opening, Roster, Split, Unmask
 from sealwright.training.secagg.worker import Worker
 
 ZERO = np.zeros(64)
@@ -269,16 +269,16 @@ def test_a_masked_update_is_refused(run: Run) -> None:
             coordinator.receive(bad)
     with refused("masked-malformed", "masked"):
         coordinator.receive(_flip(message, 0))
-    envelope, residues = split_masked(message, run.spec)
+    parts = Split.parse(message, run.spec, 3)
     forged = Envelope.sign(
-        Masked.PAYLOAD_TYPE, Envelope.parse(envelope).unverified_payload, Ed25519PrivateKey.generate()
+        Masked.PAYLOAD_TYPE, Envelope.parse(parts.envelope).unverified_payload, Ed25519PrivateKey.generate()
     ).encode()
     with refused("untrusted-signer", "masked"):
-        coordinator.receive(residues.tobytes() + forged + len(forged).to_bytes(4, "big"))
+        coordinator.receive(bytes(parts.body) + forged + len(forged).to_bytes(4, "big"))
     coordinator.receive(message)
     with refused("masked-repeated", "masked"):
         coordinator.receive(message)
-    stranger = Run.make(2)
+    stranger = Run.make(4)
     with refused("masked-unlisted", "masked"):
         coordinator.receive(stranger.workers[0].mask(stranger.opened(stranger.roster()), ZERO, 1))
 

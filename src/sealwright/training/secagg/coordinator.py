@@ -18,16 +18,16 @@ from sealwright.training.secagg.enrol import Enrolment, refused
 from sealwright.training.secagg.fixed import Residues, Sum, decode_sum
 from sealwright.training.secagg.graph import Graph, check_enough
 from sealwright.training.secagg.messages import (
+    MAX_HEAD,
     Hello,
     Masked,
     Member,
     Opening,
     Roster,
+    Split,
     Survivors,
     Unmask,
     body_digest,
-    head_limit,
-    split_masked,
     unmask_limit,
 )
 from sealwright.training.secagg.prg import Mask, apply_masks
@@ -66,6 +66,7 @@ class Coordinator:
         self._graph = Graph(opened, spec)
         self._total: Residues = np.zeros(spec.elements + 1, dtype=np.uint32)
         self._heads: dict[int, Masked] = {}
+        self._sealed: dict[int, tuple[bytes, bytes]] = {}  # commitments and shares of a place
         self._survivors: Survivors | None = None
         self._unmasks: dict[int, Unmask] = {}
         self._sum: Sum | None = None
@@ -85,10 +86,10 @@ class Coordinator:
         """
         if self._survivors is not None:
             raise refused("the survivors of this round are fixed", "survivors-fixed", "masked")
-        raw, residues = split_masked(message, self._spec)
-        limit = head_limit(self._spec)
-        envelope = Envelope.parse(raw, limit=2 * limit)
-        head = Masked.parse(envelope.unverified_payload, limit=limit)
+        neighbours = len(self._graph.of(1)) if self._spec.masked else 0  # each has as many as any other
+        parts = Split.parse(message, self._spec, neighbours)
+        envelope = Envelope.parse(parts.envelope, limit=2 * MAX_HEAD)
+        head = Masked.parse(envelope.unverified_payload, limit=MAX_HEAD)
         place = self.roster.place(head.worker)
         if not place:
             raise refused(
@@ -97,13 +98,13 @@ class Coordinator:
         if place in self._heads:
             raise refused("a second masked update of a worker", "masked-repeated", "masked")
         envelope.verify(Masked.PAYLOAD_TYPE, [self._keys[place - 1]], stage="masked")
-        if head.body != body_digest(residues, threads=threads):
+        if head.body != body_digest(parts.body, threads=threads):
             raise MessageFormatError(
-                "the residues are not those that were signed", code="masked-malformed", stage="masked"
+                "the update is not the one that was signed", code="masked-malformed", stage="masked"
             )
-        self._check_head(head, place)
-        np.add(self._total, residues, out=self._total)
-        self._heads[place] = head
+        self._check_head(head)
+        np.add(self._total, parts.residues, out=self._total)
+        self._heads[place], self._sealed[place] = head, (parts.commitments, parts.shares)
         return place
 
     def survivors(self) -> Survivors:
@@ -125,11 +126,19 @@ class Coordinator:
 
     def shares_for(self, place: int) -> dict[int, bytes]:
         """Return what the alive neighbours of a place sealed for it, by their places."""
+        if not self._spec.masked:
+            return {}
         return {
-            sender: next(one.ciphertext for one in self._heads[sender].shares if one.neighbour == place)
+            sender: self._cut(self._sealed[sender][1], sender)[place]
             for sender in self._graph.of(place)
-            if sender in self._heads and self._spec.masked
+            if sender in self._heads
         }
+
+    def _cut(self, joined: bytes, sender: int) -> dict[int, bytes]:
+        """Return the parts of what a sender joined for its neighbours, all of one length."""
+        places = self._graph.of(sender)
+        size = len(joined) // len(places)
+        return {place: joined[at * size : (at + 1) * size] for at, place in enumerate(places)}
 
     def open(self, envelope: bytes) -> bytes:
         """Take an unmask; return the sender's nonce for the next round.
@@ -176,7 +185,7 @@ class Coordinator:
             head = self._heads[place]
             seed = self._combined(given.self_shares[place], place, head.self_commitment)
             masks.append(Mask(seed, add=False))
-            for other, wanted in self._commitments(head).items():
+            for other, wanted in self._cut(self._sealed[place][0], place).items():
                 if other not in alive:
                     masks.append(Mask(self._pair_seed(given, place, other, wanted), add=place > other))
         return masks
@@ -211,24 +220,19 @@ class Coordinator:
             stage="sum",
         )
 
-    def _check_head(self, head: Masked, place: int) -> None:
+    def _check_head(self, head: Masked) -> None:
         if (head.run_spec, head.round, head.roster) != (
             self._spec.digest(),
             self.roster.round,
             self._digest,
         ):
             raise refused("a masked update of another round or roster", "masked-malformed", "masked")
-        wanted = list(self._graph.of(place)) if self._spec.masked else []
-        if [one.neighbour for one in head.commitments] != wanted or [
-            one.neighbour for one in head.shares
-        ] != wanted:
-            raise refused(
-                "commitments or shares are not for the worker's neighbours", "masked-malformed", "masked"
-            )
 
     def _check_seeds(self) -> None:
         """Prove that both ends of each pair of survivors use the same seed."""
-        said = {place: self._commitments(head) for place, head in self._heads.items()}
+        if not self._spec.masked:
+            return
+        said = {place: self._cut(sealed[0], place) for place, sealed in self._sealed.items()}
         wrong = [
             (place, other)
             for place, commitments in said.items()
@@ -243,10 +247,6 @@ class Coordinator:
                 "seed-mismatch",
                 "survivors",
             )
-
-    @staticmethod
-    def _commitments(head: Masked) -> dict[int, bytes]:
-        return {one.neighbour: one.digest for one in head.commitments}
 
 
 class _Given:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, Self
 
 import blake3
@@ -18,6 +19,8 @@ from sealwright.training.secagg.fixed import Residues
 from sealwright.training.secagg.shamir import SHARE_BYTES
 from sealwright.training.secagg.spec import MAX_DEGREE, MAX_ROSTER, RunSpec
 
+COMMITMENT_BYTES = 32
+MAX_HEAD = 1024  # bytes
 MAX_OPENING = 2 << 20  # bytes; a roster of 4096 has under 1 MiB
 _LENGTH = struct.Struct(">I")
 Place = Annotated[int, Field(ge=1, le=MAX_ROSTER)]  # in the roster, from 1
@@ -90,20 +93,6 @@ class Opening(Statement):
         return said
 
 
-class Commitment(Record):
-    """A commitment to the seed that a worker shares with a neighbour."""
-
-    neighbour: Place
-    digest: Digest
-
-
-class SealedShares(Record):
-    """Shares for a neighbour: of the self seed, then of each pair seed in order of places; AES-256-GCM."""
-
-    neighbour: Place
-    ciphertext: Annotated[Bytes, Field(max_length=(MAX_DEGREE + 1) * SHARE_BYTES + 16)]
-
-
 class Masked(Statement):
     """The head of a worker's masked update."""
 
@@ -115,9 +104,7 @@ class Masked(Statement):
     roster: Digest
     worker: Digest
     self_commitment: Digest
-    commitments: Annotated[list[Commitment], Field(max_length=MAX_DEGREE)]
-    shares: Annotated[list[SealedShares], Field(max_length=MAX_DEGREE)]
-    body: Digest  # BLAKE3 of the residues, little-endian
+    body: Digest  # BLAKE3 of what stands before: residues, commitments, shares
 
 
 class Survivors(Statement):
@@ -191,10 +178,9 @@ class Hello(Statement):
     nonce: Bytes32
 
 
-def head_limit(spec: RunSpec) -> int:
-    """Return the size of the largest head of a masked update, bytes: what is longer is not parsed."""
-    neighbours = min(spec.degree, spec.max_roster - 1)
-    return 4096 + neighbours * (256 + (neighbours + 2) * SHARE_BYTES * 4 // 3)
+def sealed_bytes(neighbours: int) -> int:
+    """Return the length of what is sealed for a neighbour: shares of the self seed and each pair seed, AES-256-GCM."""
+    return (1 + neighbours) * SHARE_BYTES + 16
 
 
 def unmask_limit(spec: RunSpec) -> int:
@@ -209,28 +195,46 @@ def residues_of(message: bytearray) -> Residues:
 
 
 def encode_masked(message: bytearray, head: Masked, key: Ed25519PrivateKey) -> None:
-    """Complete a message of residues: behind them the DSSE envelope of its head, and its length (u32)."""
+    """Complete a message of residues, commitments and shares: the DSSE envelope of its head, and its length (u32)."""
     envelope = head.sign(key)
     message += envelope + _LENGTH.pack(len(envelope))
 
 
-def body_digest(residues: Residues, *, threads: int = 1) -> bytes:
-    """Return BLAKE3 (32 bytes) of residues as they travel."""
-    body = np.ascontiguousarray(residues, dtype="<u4").data.cast("B")
+def body_digest(body: bytes | bytearray | memoryview, *, threads: int = 1) -> bytes:
+    """Return BLAKE3 (32 bytes) of what stands before the head of a masked update."""
     return blake3.blake3(body, max_threads=threads).digest()
 
 
-def split_masked(message: bytes | bytearray | memoryview, spec: RunSpec) -> tuple[bytes, Residues]:
-    """Return envelope and residues of a masked update, nothing verified.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """A masked update in its parts, nothing verified. The parts look into the message."""
 
-    Raises:
-        MessageFormatError: `masked-malformed`.
-    """
-    view, body = memoryview(message).cast("B"), 4 * (spec.elements + 1)
-    length = len(view) - body - _LENGTH.size
-    if not 0 < length <= 2 * head_limit(spec) or _LENGTH.unpack(view[-_LENGTH.size :])[0] != length:
-        raise MessageFormatError(
-            f"a masked update is {spec.elements + 1} residues and their head", code="masked-malformed"
+    envelope: bytes
+    body: memoryview  # all that is signed by its digest: residues, commitments and shares
+    residues: Residues
+    commitments: bytes  # to the seed with each neighbour, in order of places: `COMMITMENT_BYTES` each
+    shares: bytes  # what is sealed for each neighbour, in order of places: `sealed_bytes` each
+
+    @classmethod
+    def parse(cls, message: bytes | bytearray | memoryview, spec: RunSpec, neighbours: int) -> Self:
+        """Return the parts of a masked update of a worker with so many neighbours.
+
+        Raises:
+            MessageFormatError: `masked-malformed`.
+        """
+        view, residues = memoryview(message).cast("B"), 4 * (spec.elements + 1)
+        shares = residues + neighbours * COMMITMENT_BYTES
+        end = shares + neighbours * sealed_bytes(neighbours)
+        length = len(view) - end - _LENGTH.size
+        if not 0 < length <= 2 * MAX_HEAD or _LENGTH.unpack(view[-_LENGTH.size :])[0] != length:
+            raise MessageFormatError(
+                f"a masked update is {spec.elements + 1} residues, what is for {neighbours} neighbours, and a head",
+                code="masked-malformed",
+            )
+        return cls(
+            envelope=bytes(view[end : end + length]),
+            body=view[:end],
+            residues=np.frombuffer(view[:residues], dtype="<u4"),
+            commitments=bytes(view[residues:shares]),
+            shares=bytes(view[shares:end]),
         )
-    residues: Residues = np.frombuffer(view[:body], dtype="<u4")
-    return bytes(view[body : body + length]), residues

@@ -20,14 +20,12 @@ from sealwright.training.secagg.enrol import NONCE_BYTES, Enrolment, PairSecret,
 from sealwright.training.secagg.fixed import encode_update
 from sealwright.training.secagg.graph import Graph, check_enough
 from sealwright.training.secagg.messages import (
-    Commitment,
     Hello,
     Masked,
     Opening,
     PairSeed,
     PairShare,
     Roster,
-    SealedShares,
     SelfShare,
     Survivors,
     Unmask,
@@ -149,27 +147,22 @@ class Worker:
         # From here on the nonce is spent, whatever happens: a round is never masked twice.
         self._seen, self._round = begun.roster.round, begun
         self_seed = self._random(SECRET_BYTES)
-        shares: list[SealedShares] = []
-        commitments: list[Commitment] = []
+        shares = commitments = b""
         if self._spec.masked:
             shares = self._shares(begun, self_seed)
-            commitments = [
-                Commitment(neighbour=place, digest=commitment(begun.digest, seed))
-                for place, seed in begun.seeds.items()
-            ]
+            commitments = b"".join(commitment(begun.digest, seed) for seed in begun.seeds.values())
             pairs = [Mask(seed, begun.place < place) for place, seed in begun.seeds.items()]
             apply_masks(residues, [Mask(self_seed, add=True), *pairs], threads=threads)
+        del residues  # nothing else looks into the message: it can grow where it is
+        message += commitments + shares
         head = Masked(
             run_spec=self._spec.digest(),
             round=begun.roster.round,
             roster=begun.digest,
             worker=self.enrolment.worker,
             self_commitment=commitment(begun.digest, self_seed),
-            commitments=commitments,
-            shares=shares,
-            body=body_digest(residues, threads=threads),
+            body=body_digest(message, threads=threads),
         )
-        del residues  # nothing else looks into the message: it can grow where it is
         encode_masked(message, head, self._keys.sign)
         return message
 
@@ -246,20 +239,17 @@ class Worker:
             raise refused("a member without a pairing", "peer-unpaired", "roster")
         return pair
 
-    def _shares(self, begun: _Round, self_seed: bytes) -> list[SealedShares]:
+    def _shares(self, begun: _Round, self_seed: bytes) -> bytes:
         places = begun.graph.of(begun.place)
         threshold = self._spec.threshold_of(len(places))
         secrets = [self_seed, *begun.seeds.values()]
         split_up = [split(secret, threshold, places, self._random) for secret in secrets]
-        return [
-            SealedShares(
-                neighbour=place,
-                ciphertext=AESGCM(self._share_key(begun, begun.place, place)).encrypt(
-                    _NO_NONCE, b"".join(shares[at] for shares in split_up), None
-                ),
+        return b"".join(
+            AESGCM(self._share_key(begun, begun.place, place)).encrypt(
+                _NO_NONCE, b"".join(shares[at] for shares in split_up), None
             )
             for at, place in enumerate(places)
-        ]
+        )
 
     def _share_key(self, kept: _Round, sender: int, recipient: int) -> bytes:
         other = recipient if sender == kept.place else sender
