@@ -18,7 +18,13 @@ from scripts import setup
 from sealwright.attester.quoter.elf import system_directories
 
 SOURCE = setup.ROOT / "src" / "sealwright"
-EXTRA = {"broker": "broker", "enclave": "enclave", "inference": "enclave", "attester": "enclave"}
+EXTRA = {
+    "broker": "broker",
+    "enclave": "enclave",
+    "inference": "enclave",
+    "attester": "enclave",
+    "training": "training",
+}
 # Asked of a machine that may lack it, inside a function, and told how to mend it where it does.
 OPTIONAL = {"cli": {"openai"}}
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="issue 2: enclaves are Linux only")
