@@ -29,7 +29,7 @@ demo:
 test:
 	@$(PYTHON) scripts/setup.py .venv test model
 	@$(PYTHON) scripts/setup.py .venv-openai2 openai2
-	@$(PYTHON) scripts/system.py swtpm swtpm-tools skopeo buildah systemd
+	@$(PYTHON) scripts/system.py swtpm swtpm-tools skopeo buildah systemd spin gcc libc6-dev
 	@$(BIN)/python scripts/real_evidence.py --optional
 	$(BIN)/pytest -n 2 --dist loadfile
 

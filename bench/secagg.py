@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,24 +64,23 @@ def ours(run: Run, update: NDArray[Any], dropped: int, threads: int) -> dict[str
         run.by_place(
             roster, 1
         )  # the first client's memory is looked at, with nothing else of the round there
-        seconds, message = timed(lambda: run.by_place(roster, 1).mask(opening, update, 1, threads=threads))
+        seconds, message = timed(partial(run.by_place(roster, 1).mask, opening, update, 1, threads=threads))
     client.append(seconds)
     with Peak() as server_peak:
         for place in range(1, len(run.workers) + 1 - dropped):
             if place > 1:
                 worker = run.by_place(roster, place)
-                seconds, message = timed(lambda w=worker: w.mask(opening, update, 1, threads=threads))
+                seconds, message = timed(partial(worker.mask, opening, update, 1, threads=threads))
                 client.append(seconds)
             size = len(message)
-            receive.append(timed(lambda m=message: coordinator.receive(m, threads=threads))[0])
+            receive.append(timed(partial(coordinator.receive, message, threads=threads))[0])
     signed = run.countersigner.sign(coordinator.survivors())
     answers, opened = [], 0.0
     for place in coordinator.received:
-        seconds, answer = timed(
-            lambda p=place: run.by_place(roster, p).unmask(signed, coordinator.shares_for(p))
-        )
+        unmask = run.by_place(roster, place).unmask
+        seconds, answer = timed(partial(_answered, unmask, signed, coordinator, place))
         answers.append(seconds)
-        taken, run.nonces[roster.members[place - 1].worker] = timed(lambda a=answer: coordinator.open(a))
+        taken, run.nonces[roster.members[place - 1].worker] = timed(partial(coordinator.open, answer))
         opened += taken
         size += len(answer) if place == 1 else 0
     finished, _ = timed(lambda: coordinator.sum(threads=threads))
@@ -94,6 +94,10 @@ def ours(run: Run, update: NDArray[Any], dropped: int, threads: int) -> dict[str
         "client_peak": client_peak.bytes,
         "server_peak": server_peak.bytes,
     }
+
+
+def _answered(unmask: Any, signed: bytes, coordinator: Any, place: int) -> Any:
+    return unmask(signed, coordinator.shares_for(place))
 
 
 class Flwr:
@@ -120,7 +124,8 @@ class Flwr:
             mask = self._stream(seed(other), MOD_RANGE, shapes)
             combine = math.parameters_addition if other % 2 else math.parameters_subtraction
             vector = combine(vector, mask)
-        return math.parameters_mod(vector, MOD_RANGE)
+        done: list[NDArray[Any]] = math.parameters_mod(vector, MOD_RANGE)
+        return done
 
     def server(self, vector: list[NDArray[Any]], clients: int, dropped: int) -> tuple[float, float]:
         """Return the seconds of adding all vectors, and those of taking the masks off."""
@@ -132,7 +137,8 @@ class Flwr:
         total = vector
         for _ in range(count - 1):
             total = self._math.parameters_addition(total, vector)
-        return self._math.parameters_mod(total, MOD_RANGE)
+        done: list[NDArray[Any]] = self._math.parameters_mod(total, MOD_RANGE)
+        return done
 
     def _opened(self, total: list[NDArray[Any]], clients: int, dropped: int) -> list[NDArray[Any]]:
         shapes = self._math.get_parameters_shape(total)
@@ -140,7 +146,8 @@ class Flwr:
         for at in range(masks):
             total = self._math.parameters_subtraction(total, self._stream(seed(at), MOD_RANGE, shapes))
         _, total = self._math.factor_extract(self._math.parameters_mod(total, MOD_RANGE))
-        return self._quantization.dequantize(total, CLIP, TARGET_RANGE)
+        done: list[NDArray[Any]] = self._quantization.dequantize(total, CLIP, TARGET_RANGE)
+        return done
 
 
 def seed(number: int) -> bytes:
@@ -189,8 +196,8 @@ def rows(elements: int, clients: int, flwr: Flwr | None) -> Iterator[Row]:
             goal = "ours <= 0.7" if target else None
             yield row(f"client: {case}", found["client"], other_client, "s", goal)
             goal = "ours <= 0.9" if target else None
-            yield row(f"server, after the last answer: {case}", found["after"], opening, "s", goal)
-            yield row(f"server, all: {case}", found["server"], both, "s", None)
+            yield row(f"server, all: {case}", found["server"], both, "s", goal)
+            yield row(f"server, after the last answer: {case}", found["after"], opening, "s", None)
             if threads == 1 and not dropped:
                 per = None if other_bytes is None else other_bytes / elements
                 yield row(
