@@ -38,7 +38,7 @@ image:
 	@$(PYTHON) scripts/setup.py .venv test model
 	$(BIN)/python scripts/oci_lock.py fetch build/packages --or-newest
 	rm -rf build/image build/wheel
-	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
+	$(BIN)/python scripts/wheel.py build/wheel
 	$(BIN)/sealwright image build --packages build/packages --wheel build/wheel/*.whl --out build/image \
 	  --lock $$(test -e build/packages/lock.json && echo build/packages/lock.json || echo deploy/oci/lock.json)
 
