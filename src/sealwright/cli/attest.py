@@ -13,6 +13,7 @@ import typer
 from sealwright.audit.report import check_bundle
 from sealwright.cli import _local
 from sealwright.cli._files import load_trust
+from sealwright.cli._group import Json
 from sealwright.cli._output import emit
 from sealwright.cli.verify import lines_of, result_of
 from sealwright.errors import UnavailableError
@@ -62,7 +63,7 @@ def command(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Keep the bundle, or the evidence, here.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Ask a running enclave for evidence over a fresh nonce and verify it, or collect that of this machine."""
     if local:
