@@ -10,14 +10,44 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from sealwright.errors import UnavailableError, VerificationError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 # Not every system has these: no waiting for a FIFO's writer, no text translation.
 _READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 SECTOR = 512  # bytes: what the size of any disk is a multiple of
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+
+
+class Source(Protocol):
+    """Ciphertext or plaintext that is read at offsets, from several threads: a file, a disk, an object of a store."""
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+        ...
+
+    def holds(self, length: int) -> bool:
+        """Return whether it holds `length` bytes and no more."""
+        ...
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """Fill `out` from `offset`. Raises VerificationError: too short; UnavailableError: it cannot be read."""
+        ...
+
+    def changed(self) -> bool:
+        """Return whether it was written to since it was opened, as far as can be told."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it."""
+        ...
 
 
 class FileReader:
@@ -122,6 +152,42 @@ class NewFile:
             os.close(self._fd)
 
 
+class GrowingFile:
+    """A file that is written at offsets, and takes another name when it is whole. Its contents outlive a failure."""
+
+    def __init__(self, path: Path, *, mode: int) -> None:
+        """Open it, or make it. Args: mode: permission bits, lessened by the umask."""
+        self._path = path
+        self._lock = threading.Lock()
+        with io_errors("output-failed", "cannot write the ciphertext"):
+            self._fd = os.open(path, _CREATE & ~os.O_EXCL, mode)
+
+    def start(self, length: int) -> None:
+        """Make it `length` zero bytes."""
+        with io_errors("output-failed", "cannot make room"):
+            os.ftruncate(self._fd, 0)
+            os.ftruncate(self._fd, length)
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write `data` at `offset`."""
+        with io_errors("output-failed", "writing failed"):
+            write_all(self._fd, offset, data, self._lock)
+
+    def flush(self) -> None:
+        """Bring it to the disk."""
+        with io_errors("output-failed", "writing failed"):
+            os.fsync(self._fd)
+
+    def name(self, path: Path) -> None:
+        """Give it the name `path`, in place of what had it before."""
+        with io_errors("output-failed", f"cannot name {path.name}"):
+            os.replace(self._path, path)
+
+    def close(self) -> None:
+        """Close it."""
+        os.close(self._fd)
+
+
 def read_at(fd: int, offset: int, out: memoryview, lock: threading.Lock) -> int:
     """Read at most `len(out)` bytes at `offset`; return how many. `lock` serves systems without preadv."""
     if hasattr(os, "preadv"):
@@ -144,6 +210,30 @@ def write_all(fd: int, offset: int, data: memoryview, lock: threading.Lock) -> N
                 os.lseek(fd, offset, os.SEEK_SET)
                 count = os.write(fd, data)
             data, offset = data[count:], offset + count
+
+
+def lock_file(path: Path) -> int | None:
+    """Return a descriptor of `path`, made if need be, that one process alone can have; None: another one has it."""
+    with io_errors("output-failed", f"cannot make {path.name}"):
+        fd = os.open(path, _CREATE & ~os.O_EXCL, 0o600)
+    if fcntl is None:  # pragma: no cover - Windows
+        return fd
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def read_whole(path: Path, limit: int) -> bytes:
+    """Return the bytes of a small file. Raises UnavailableError: it cannot be read, or has more than `limit`."""
+    with FileReader(path) as reader:
+        if reader.size > limit:
+            raise UnavailableError(f"{path.name} is too large", code="input-unreadable")
+        raw = bytearray(reader.size)
+        reader.read_into(0, memoryview(raw))
+    return bytes(raw)
 
 
 @contextmanager

@@ -164,10 +164,10 @@ class Manifest:
             "version": version,
             "kid": kid,
             "files": [{"length": entry.length} for entry in entries],
-            "key_commitment": b64url(_derive(dek, "commit", artefact_id)),
+            "key_commitment": b64url(derive(dek, "commit", artefact_id)),
         }
         contents = canonical({"files": [_entry_json(entry) for entry in entries]})
-        key = _derive(dek, "contents", artefact_id, version)
+        key = derive(dek, "contents", artefact_id, version)
         sealed = nonce + AESGCM(key).encrypt(nonce, contents, canonical(clear))
         manifest = cls._parse(canonical({**clear, "sealed": b64url(sealed)}))
         manifest.contents(dek)  # what we would refuse to open, we do not write
@@ -181,7 +181,7 @@ class Manifest:
             ArtefactFormatError: stage `contents`.
         """
         if len(dek) != KEY_BYTES or not hmac.compare_digest(
-            _derive(dek, "commit", self.artefact_id), self.key_commitment
+            derive(dek, "commit", self.artefact_id), self.key_commitment
         ):
             raise VerificationError(
                 "this is not the key the artefact was sealed under", code="wrong-dek", stage="key-commitment"
@@ -198,7 +198,7 @@ class Manifest:
     def _open_contents(self, dek: bytes) -> bytes:
         clear = parse_canonical(self.payload, limit=MAX_MANIFEST, error=ArtefactFormatError)
         del clear["sealed"]
-        key = _derive(dek, "contents", self.artefact_id, self.version)
+        key = derive(dek, "contents", self.artefact_id, self.version)
         nonce, ciphertext = self.sealed[:NONCE_BYTES], self.sealed[NONCE_BYTES:]
         try:
             return AESGCM(key).decrypt(nonce, ciphertext, canonical(clear))
@@ -251,7 +251,8 @@ def check_path(path: str) -> None:
         raise ArtefactFormatError("a path outside the format", code="bad-artefact-path", stage="contents")
 
 
-def _derive(dek: bytes, label: str, *items: bytes | int) -> bytes:
+def derive(dek: bytes, label: str, *items: bytes | int) -> bytes:
+    """Return a key (32 bytes) of the artefact for one purpose: HKDF-SHA256(DEK, no salt, info = label ‖ items)."""
     return HKDF(SHA256(), KEY_BYTES, salt=None, info=joined(label, *items)).derive(dek)
 
 

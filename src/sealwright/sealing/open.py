@@ -5,15 +5,22 @@ The plaintext goes into a `Sink`, which hands nothing out before `commit`; any f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from sealwright.crypto.streaming import HEADER_BYTES, SEGMENT_BYTES, Layout, Segment, StreamingAead
-from sealwright.errors import ArtefactFormatError, VerificationError
+from sealwright.errors import ArtefactFormatError, UnavailableError, VerificationError
 from sealwright.sealing.digests import Digests
-from sealwright.sealing.files import FileReader, NewFile
-from sealwright.sealing.manifest import MAX_ENVELOPE, Entry, Manifest, manifest_path
+from sealwright.sealing.files import FileReader, NewFile, Source, io_errors
+from sealwright.sealing.location import Location, locate
+from sealwright.sealing.manifest import Entry, Manifest
 from sealwright.sealing.workers import Turns, each_segment
 
 Progress = Callable[[int, int], None]
@@ -36,22 +43,17 @@ class Sink(Protocol):
 
 
 def read_manifest(artefact: Path) -> bytes:
-    """Return the envelope beside `artefact`, for `Manifest.verify`; nothing in it was checked.
+    """Return the envelope of the artefact at a path, for `Manifest.verify`; nothing in it was checked.
 
     Raises:
         ArtefactFormatError: it is larger than any manifest.
         UnavailableError: it cannot be read.
     """
-    with FileReader(manifest_path(artefact)) as reader:
-        if reader.size > MAX_ENVELOPE:
-            raise ArtefactFormatError("the manifest is too large", code="too-large")
-        raw = bytearray(reader.size)
-        reader.read_into(0, memoryview(raw))
-    return bytes(raw)
+    return locate(artefact).envelope()
 
 
 def open_into(
-    artefact: Path | int,
+    artefact: Path | int | Source,
     manifest: Manifest,
     dek: bytes,
     into: Sink,
@@ -60,10 +62,10 @@ def open_into(
     progress: Progress | None = None,
     segment_bytes: int = SEGMENT_BYTES,
 ) -> None:
-    """Decrypt `artefact` into `into` and commit it, proved whole and genuine.
+    """Decrypt an artefact of one file into `into` and commit it, proved whole and genuine.
 
     Args:
-        artefact: a path, or an open descriptor, which stays open.
+        artefact: the ciphertext: a path, or an open descriptor or source, which stays open.
         manifest: from `Manifest.verify`; its signature and admission are not checked again.
         dek: 32 bytes.
         threads: each uses two segments of memory.
@@ -77,18 +79,45 @@ def open_into(
     """
     try:
         entry = _only_file(manifest.contents(dek))
-        data = manifest.associated_data(entry, 0)
-        with FileReader(artefact) as reader:
-            layout = Layout(length=entry.length, segment_bytes=segment_bytes)
-            aead = StreamingAead.from_header(dek, data, _header(reader, layout))
-            digests = Digests(sha256=entry.sha256 is not None)
-            into.start(layout.length)
-            _open_segments(reader, into, aead, layout, digests, threads, progress)
-        digests.check(entry)
+        opening = Opening(manifest=manifest, dek=dek, threads=threads, segment_bytes=segment_bytes)
+        with _source(artefact) as source:
+            opening.file(source, entry, 0, into, progress)
         into.commit()
     except BaseException:
         into.abort()
         raise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """How the files of one artefact are opened."""
+
+    manifest: Manifest
+    dek: bytes = field(repr=False)
+    threads: int = 2
+    segment_bytes: int = SEGMENT_BYTES
+
+    def file(
+        self, source: Source, entry: Entry, index: int, into: Sink, progress: Progress | None = None
+    ) -> None:
+        """Decrypt file `index` into `into`, proved whole and genuine; it is not committed. Raises as `open_into`."""
+        layout = Layout(length=entry.length, segment_bytes=self.segment_bytes)
+        aead = self.key(source, entry, index, layout)
+        digests = Digests(sha256=entry.sha256 is not None)
+        into.start(layout.length)
+        _open_segments(source, into, aead, layout, digests, self.threads, progress)
+        digests.check(entry)
+
+    def key(self, source: Source, entry: Entry, index: int, layout: Layout) -> StreamingAead:
+        """Return what opens the segments of a ciphertext of the right length. Raises at stage `lengths`."""
+        if not source.holds(layout.sealed_length):
+            raise VerificationError(
+                f"the ciphertext has {source.size} bytes, the manifest says {layout.sealed_length}",
+                code="wrong-artefact-length",
+                stage="lengths",
+            )
+        data = self.manifest.associated_data(entry, index)
+        return StreamingAead.from_header(self.dek, data, read_header(source))
 
 
 def open_to_file(
@@ -107,30 +136,93 @@ def open_to_file(
     open_into(artefact, manifest, dek, NewFile(to, mode=0o600), threads=threads, progress=progress)
 
 
+def open_to_folder(
+    artefact: Location,
+    manifest: Manifest,
+    dek: bytes,
+    to: Path,
+    *,
+    threads: int = 2,
+    progress: Progress | None = None,
+    segment_bytes: int = SEGMENT_BYTES,
+) -> None:
+    """Write all files below `to` (modes 0700 and 0600), which appears only once all are proved. For the owner.
+
+    Raises:
+        UnavailableError: `output-exists`: there is something at `to`. Else as `open_into`.
+    """
+    entries = manifest.contents(dek)
+    if to.exists() or to.is_symlink():
+        raise UnavailableError(f"{to.name} is there already", code="output-exists", stage="output")
+    opening = Opening(manifest=manifest, dek=dek, threads=threads, segment_bytes=segment_bytes)
+    staged = to.with_name(f".{to.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with io_errors("output-failed", f"cannot write beside {to.name}"):
+            staged.mkdir(mode=0o700)
+        _open_all(artefact, opening, entries, staged, progress)
+        with io_errors("output-failed", f"cannot name {to.name}"):
+            os.rename(staged, to)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+
+
+def read_header(source: Source) -> bytes:
+    """Return the header (40 bytes) of a ciphertext."""
+    header = bytearray(HEADER_BYTES)
+    source.read_into(0, memoryview(header))
+    return bytes(header)
+
+
+def _open_all(
+    artefact: Location,
+    opening: Opening,
+    entries: Sequence[Entry],
+    staged: Path,
+    progress: Progress | None,
+) -> None:
+    total, before = sum(entry.length for entry in entries), 0
+    for index, entry in enumerate(entries):
+        target = staged / entry.path
+        with io_errors("output-failed", f"cannot make a folder in {staged.name}"):
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sink = NewFile(target, mode=0o600)
+        shown = None if progress is None else partial(_shifted, progress, before, total)
+        try:
+            with closing(artefact.ciphertext(index)) as source:
+                opening.file(source, entry, index, sink, shown)
+            sink.commit()
+        except BaseException:
+            sink.abort()
+            raise
+        before += entry.length
+
+
+def _shifted(progress: Progress, before: int, total: int, done: int, _: int) -> None:
+    progress(before + done, total)
+
+
+@contextmanager
+def _source(artefact: Path | int | Source) -> Iterator[Source]:
+    if isinstance(artefact, Path | int):
+        with FileReader(artefact) as reader:
+            yield reader
+    else:
+        yield artefact
+
+
 def _only_file(entries: tuple[Entry, ...]) -> Entry:
     if len(entries) != 1:
         raise ArtefactFormatError(
-            f"the artefact has {len(entries)} files; this program opens artefacts of one",
+            f"the artefact has {len(entries)} files; open it as a folder, or one of them lazily",
             code="too-many-files",
             stage="contents",
         )
     return entries[0]
 
 
-def _header(reader: FileReader, layout: Layout) -> bytes:
-    if not reader.holds(layout.sealed_length):
-        raise VerificationError(
-            f"the ciphertext has {reader.size} bytes, the manifest says {layout.sealed_length}",
-            code="wrong-artefact-length",
-            stage="lengths",
-        )
-    header = bytearray(HEADER_BYTES)
-    reader.read_into(0, memoryview(header))
-    return bytes(header)
-
-
 def _open_segments(
-    reader: FileReader,
+    reader: Source,
     into: Sink,
     aead: StreamingAead,
     layout: Layout,

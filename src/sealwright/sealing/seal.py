@@ -1,9 +1,11 @@
-"""Sealing a file: `NAME.sealed` and its signed manifest `NAME.sealed.json`."""
+"""Sealing a file (`NAME.sealed` and its signed manifest `NAME.sealed.json`) or a folder (`NAME.sealed/`)."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -20,12 +22,65 @@ from sealwright.crypto.streaming import (
 )
 from sealwright.errors import UnavailableError
 from sealwright.sealing.digests import Digests
-from sealwright.sealing.files import FileReader, NewFile
+from sealwright.sealing.draft import Draft, Plan, Seen
+from sealwright.sealing.files import FileReader, GrowingFile, Source
 from sealwright.sealing.manifest import ID_BYTES, NONCE_BYTES, PAYLOAD_TYPE, Entry, Manifest, manifest_path
-from sealwright.sealing.open import Progress, Sink
+from sealwright.sealing.open import Progress, read_header
+from sealwright.sealing.tree import files_of
 from sealwright.sealing.workers import Turns, each_segment
 
 Random = Callable[[int], bytes]
+Opened = Callable[[], Source]  # opens a plaintext
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sealing:
+    """How something is sealed.
+
+    Args:
+        dek: 32 bytes.
+        kid: the name the broker holds the DEK under.
+        version: counts up with the content; from 1.
+        artefact_id: 16 bytes; of the version before, or none for a new artefact.
+        sha256: add a SHA-256 digest to BLAKE3. Slower.
+        resume: go on with what an earlier call left when it was interrupted, and leave what this one does.
+        threads: each uses two segments of memory.
+        segment_bytes: fixed by the format; another size is for tests.
+    """
+
+    dek: bytes = field(repr=False)
+    kid: str
+    signer: Ed25519PrivateKey = field(repr=False)
+    version: int
+    artefact_id: bytes | None = None
+    sha256: bool = False
+    resume: bool = False
+    threads: int = 2
+    random: Random = secrets.token_bytes
+    segment_bytes: int = SEGMENT_BYTES
+
+    def __post_init__(self) -> None:
+        if len(self.dek) != KEY_BYTES or (self.artefact_id is not None and len(self.artefact_id) != ID_BYTES):
+            raise ValueError(f"a DEK has {KEY_BYTES} bytes, an artefact id {ID_BYTES}")
+
+    def manifest(self, artefact_id: bytes, entries: Sequence[Entry]) -> Manifest:
+        """Return the manifest of `entries`."""
+        return Manifest.build(
+            entries,
+            dek=self.dek,
+            kid=self.kid,
+            artefact_id=artefact_id,
+            version=self.version,
+            nonce=self.random(NONCE_BYTES),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One file to seal."""
+
+    path: str  # in the artefact
+    open: Opened
 
 
 def seal_file(
@@ -39,6 +94,7 @@ def seal_file(
     progress: Progress | None = None,
     artefact_id: bytes | None = None,
     sha256: bool = False,
+    resume: bool = False,
     threads: int = 2,
     random: Random = secrets.token_bytes,
     segment_bytes: int = SEGMENT_BYTES,
@@ -48,86 +104,208 @@ def seal_file(
     Neither file appears before both are whole. What stood there before is replaced.
 
     Args:
-        dek: 32 bytes.
-        kid: the name the broker holds the DEK under.
-        version: counts up with the content; from 1.
         progress: called with (bytes done, bytes in all), one call at a time, from any thread.
-        artefact_id: 16 bytes; of the version before, or none for a new artefact.
-        sha256: add a SHA-256 digest to BLAKE3, for OpenSSF model signing. Slower.
-        segment_bytes: fixed by the format; another size is for tests.
+        The others: see `Sealing`.
 
     Raises:
         ArtefactFormatError: a name, kid or version outside the format.
-        UnavailableError: a file cannot be read or written, or changed while it was read.
+        UnavailableError: a file cannot be read or written, or changed while it was read; `draft-differs`.
     """
-    artefact_id = random(ID_BYTES) if artefact_id is None else artefact_id
-    if len(dek) != KEY_BYTES or len(artefact_id) != ID_BYTES:
-        raise ValueError(f"a DEK has {KEY_BYTES} bytes, an artefact id {ID_BYTES}")
-    with FileReader(source) as reader:
-        layout = Layout(length=reader.size, segment_bytes=segment_bytes)
-        draft = Entry(path=source.name, length=reader.size, blake3=bytes(32))
-        build = _builder(dek=dek, kid=kid, artefact_id=artefact_id, version=version, random=random)
-        data = build(draft).associated_data(draft, 0)  # refuses a bad name or kid before any work
-        aead = StreamingAead(dek, data, salt=random(SALT_BYTES), prefix=random(PREFIX_BYTES))
-        ciphertext = NewFile(out, mode=0o644)
-        try:
-            digests = Digests(sha256=sha256)
-            _seal_segments(reader, ciphertext, aead, layout, digests, threads, progress)
-            if reader.changed():
-                raise UnavailableError("the file was written to while it was sealed", code="input-changed")
-            manifest = build(digests.entry(draft.path, draft.length))
-            _write_manifest(manifest_path(out), manifest, signer, ciphertext)
-        except BaseException:
-            ciphertext.abort()
-            raise
+    sealing = Sealing(
+        dek=dek,
+        kid=kid,
+        signer=signer,
+        version=version,
+        artefact_id=artefact_id,
+        sha256=sha256,
+        resume=resume,
+        threads=threads,
+        random=random,
+        segment_bytes=segment_bytes,
+    )
+    inputs = [Input(source.name, lambda: FileReader(source))]
+    return seal_inputs(inputs, out, sealing, as_folder=False, progress=progress)
+
+
+def seal_folder(source: Path, out: Path, sealing: Sealing, *, progress: Progress | None = None) -> Manifest:
+    """Seal all files below `source` as the folder `out`; return the manifest. Empty folders are left out.
+
+    `out` appears when it is whole; an artefact that stood there before is replaced.
+
+    Raises:
+        ArtefactFormatError: a name, kid or version outside the format.
+        UnavailableError: as `seal_file`; `not-a-plain-file`, `no-files`, `too-many-files`.
+    """
+    inputs = [Input(path, lambda file=file: FileReader(file)) for path, file in files_of(source)]  # type: ignore[misc]
+    return seal_inputs(inputs, out, sealing, as_folder=True, progress=progress)
+
+
+def seal_inputs(
+    inputs: Sequence[Input],
+    out: Path,
+    sealing: Sealing,
+    *,
+    as_folder: bool,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Seal plaintexts from anywhere, as `seal_folder` and `seal_file` do with files."""
+    lengths = [_length(one) for one in inputs]
+    artefact_id = sealing.artefact_id or sealing.random(ID_BYTES)
+    drafts = [
+        Entry(path=one.path, length=length, blake3=bytes(32))
+        for one, length in zip(inputs, lengths, strict=True)
+    ]
+    plain = sealing.manifest(artefact_id, drafts)  # refuses bad names and kids before any work
+    draft = _draft(out, artefact_id, drafts, sealing)
+    try:
+        work = _Work(sealing, draft, sum(lengths), progress)
+        if draft.artefact_id != artefact_id:
+            plain = sealing.manifest(draft.artefact_id, drafts)
+        entries = [
+            work.seal(index, one, entry, plain.associated_data(entry, index))
+            for index, (one, entry) in enumerate(zip(inputs, drafts, strict=True))
+        ]
+        manifest = sealing.manifest(draft.artefact_id, entries)
+        envelope = Envelope.sign(PAYLOAD_TYPE, manifest.payload, sealing.signer).encode()
+        draft.commit(out, manifest_path(out), envelope, as_folder=as_folder)
+    except BaseException:
+        draft.abort()
+        raise
     return manifest
 
 
-def _builder(
-    *, dek: bytes, kid: str, artefact_id: bytes, version: int, random: Random
-) -> Callable[[Entry], Manifest]:
-    def build(entry: Entry) -> Manifest:
-        return Manifest.build(
-            [entry], dek=dek, kid=kid, artefact_id=artefact_id, version=version, nonce=random(NONCE_BYTES)
-        )
-
-    return build
-
-
-def _seal_segments(
-    reader: FileReader,
-    out: Sink,
-    aead: StreamingAead,
-    layout: Layout,
-    digests: Digests,
-    threads: int,
-    progress: Progress | None,
-) -> None:
-    def work(segment: Segment, plain: memoryview, sealed: memoryview, turns: Turns) -> None:
-        reader.read_into(segment.offset, plain)
-        aead.encrypt_into(segment, plain, sealed)
-        out.write(segment.sealed_offset, sealed)
-
-        def in_order() -> None:
-            digests.update(plain)
-            if progress is not None:
-                progress(segment.offset + segment.length, layout.length)
-
-        turns.run(segment.index, in_order)
-
-    out.start(layout.sealed_length)
-    out.write(0, memoryview(aead.header))
-    each_segment(layout, work, threads=threads)
-
-
-def _write_manifest(path: Path, manifest: Manifest, signer: Ed25519PrivateKey, ciphertext: NewFile) -> None:
-    envelope = Envelope.sign(PAYLOAD_TYPE, manifest.payload, signer).encode()
-    file = NewFile(path, mode=0o644)
+def _length(one: Input) -> int:
+    source = one.open()
     try:
-        file.write(0, memoryview(envelope))
-        # A crash between the two names leaves a pair that does not fit, which is refused when opened.
-        ciphertext.commit()
-        file.commit()
-    except BaseException:
-        file.abort()
-        raise
+        return source.size
+    finally:
+        source.close()
+
+
+def _draft(out: Path, artefact_id: bytes, drafts: Sequence[Entry], sealing: Sealing) -> Draft:
+    if not sealing.resume:
+        return Draft.new(out, artefact_id)
+    plan = Plan(
+        kid=sealing.kid,
+        version=sealing.version,
+        segment_bytes=sealing.segment_bytes,
+        files=[(entry.path, entry.length) for entry in drafts],
+    )
+    given = sealing.artefact_id is not None
+    return Draft.resumed(out, plan, dek=sealing.dek, artefact_id=artefact_id, given=given)
+
+
+class _Work:
+    """Seals the files of one artefact into its draft, one after the other."""
+
+    def __init__(self, sealing: Sealing, draft: Draft, total: int, progress: Progress | None) -> None:
+        self._sealing, self._draft, self._total, self._progress = sealing, draft, total, progress
+        self._before = 0  # bytes of the files that are done
+
+    def seal(self, index: int, one: Input, entry: Entry, associated_data: bytes) -> Entry:
+        """Return the entry of a file whose ciphertext is whole in the draft."""
+        with ExitStack() as stack:
+            source = one.open()
+            stack.callback(source.close)
+            if source.size != entry.length:
+                raise _changed(entry.path)
+            layout = Layout(length=entry.length, segment_bytes=self._sealing.segment_bytes)
+            target = stack.enter_context(self._target(index, layout, associated_data))
+            digests = Digests(sha256=self._sealing.sha256)
+            self._segments(source, target, layout, digests, entry.path)
+            if source.changed():
+                raise _changed(entry.path)
+            target.finish()
+        self._before += entry.length
+        return digests.entry(entry.path, entry.length)
+
+    def _target(self, index: int, layout: Layout, associated_data: bytes) -> _Target:
+        sealing, draft = self._sealing, self._draft
+        path = draft.begun(index, layout)
+        finished = path == draft.finished(index)
+        file = GrowingFile(path or draft.part(index), mode=0o644)
+        try:
+            if path is None:
+                aead = StreamingAead(
+                    sealing.dek,
+                    associated_data,
+                    salt=sealing.random(SALT_BYTES),
+                    prefix=sealing.random(PREFIX_BYTES),
+                )
+                file.start(layout.sealed_length)
+                file.write(0, memoryview(aead.header))
+            else:
+                with FileReader(path) as reader:
+                    aead = StreamingAead.from_header(sealing.dek, associated_data, read_header(reader))
+            seen = None
+            if draft.kept:
+                salt = aead.header[1 : 1 + SALT_BYTES]
+                seen = Seen(draft.seen(index), dek=sealing.dek, salt=salt, segments=layout.segments)
+        except BaseException:
+            file.close()
+            raise
+        return _Target(file=file, aead=aead, seen=seen, name=None if finished else draft.finished(index))
+
+    def _segments(self, source: Source, target: _Target, layout: Layout, digests: Digests, path: str) -> None:
+        def work(segment: Segment, plain: memoryview, sealed: memoryview, turns: Turns) -> None:
+            source.read_into(segment.offset, plain)
+            if not target.take(segment, plain, sealed):
+                raise _changed(path)
+
+            def in_order() -> None:
+                digests.update(plain)
+                if self._progress is not None:
+                    self._progress(self._before + segment.offset + segment.length, self._total)
+
+            turns.run(segment.index, in_order)
+
+        each_segment(layout, work, threads=self._sealing.threads)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Target:
+    """The ciphertext of one file, with what is known of an earlier attempt at it."""
+
+    file: GrowingFile
+    aead: StreamingAead
+    seen: Seen | None
+    name: Path | None  # to take when it is whole; None: it has it
+
+    def __enter__(self) -> _Target:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+        if self.seen is not None:
+            self.seen.close()
+
+    def take(self, segment: Segment, plain: memoryview, sealed: memoryview) -> bool:
+        """Write a segment that is not there yet. False: something else was encrypted at its place before."""
+        if self.seen is not None:
+            digest, known = self.seen.digest(segment.index, plain), self.seen.known(segment.index)
+            if known is not None and known != digest:
+                return False
+            if known is not None and self.seen.written(segment.index):
+                return True
+            self.seen.note(segment.index, digest)
+        self.aead.encrypt_into(segment, plain, sealed)
+        self.file.write(segment.sealed_offset, sealed)
+        if self.seen is not None:
+            self.seen.note_written(segment.index)
+        return True
+
+    def finish(self) -> None:
+        """Bring it to the disk, and give it the name of what is whole."""
+        if self.name is None:
+            return
+        if self.seen is not None:
+            self.seen.flush()
+            self.file.flush()
+        self.file.name(self.name)
+
+
+def _changed(path: str) -> UnavailableError:
+    return UnavailableError(
+        f"{path} was written to while it was sealed, or since a sealing that was interrupted: seal anew with --restart",
+        code="input-changed",
+    )
