@@ -224,10 +224,11 @@ class Admin:
             "keys": len(view.all(KeyRow, "key")),
             "leases": len(leases),
             "count_mismatches": [row.to_json() for row in mismatches],
-            "holder": self._state.ledger.has_holder,
+            "holder": bool(self._state.ledger.holders),
+            "holders": self._state.ledger.holders,
             "rollback": "refused"
-            if self._state.ledger.has_holder
-            else "a rollback of log and database together goes unseen: start with --holder",
+            if self._state.ledger.holders
+            else "a rollback of log and database together goes unseen: start with --holder or --witness",
         }
 
     def _counted(self, view: View) -> View:

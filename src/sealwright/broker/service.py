@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,15 @@ from sealwright.appraisal.policy import PolicyBase
 from sealwright.broker.admin import Admin
 from sealwright.broker.admin_routes import admin_routes
 from sealwright.broker.backend_admin import BackendAdmin, open_backends, start_backends
+from sealwright.broker.clock import Clock, SteadyClock, utc_now
 from sealwright.broker.core import Appraiser, Core
 from sealwright.broker.guest import Guests
 from sealwright.broker.guest_routes import guest_routes
+from sealwright.broker.holders import FileHolder, Holders, parse_witness
 from sealwright.broker.http import Guard, Journalist, RateLimit
 from sealwright.broker.journal import Journal
 from sealwright.broker.ledger import Ledger
+from sealwright.broker.openings import OpeningFiles
 from sealwright.broker.resources import Resources
 from sealwright.broker.routes import kbs_routes, public_routes
 from sealwright.broker.rows import BrokerRow
@@ -42,13 +44,6 @@ from sealwright.tlog.policy import LogPolicy
 from sealwright.tlog.posix import PosixLog, directory_fetch
 from sealwright.tlog.tiles import Fetch
 from sealwright.tlog.writer import LogWriter
-
-Clock = Callable[[], datetime]
-
-
-def utc_now() -> datetime:
-    """Return this machine's time."""
-    return datetime.now(UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,8 +109,10 @@ def open_broker(
     root: Path,
     *,
     holder: Path | None = None,
+    witnesses: Sequence[str] = (),
+    holders_needed: int | None = None,
     new_holder: bool = False,
-    clock: Clock = utc_now,
+    clock: Clock | None = None,
     random: Callable[[int], bytes] = os.urandom,
     appraise: Appraiser | None = None,
     collateral: Path | None = None,
@@ -128,7 +125,10 @@ def open_broker(
 
     Args:
         holder: file kept elsewhere with the highest checkpoint.
-        new_holder: begin a holder file that is not there yet.
+        witnesses: VKEY@URL, others that hold it.
+        holders_needed: how many of all these must hold a checkpoint before an answer; default: all.
+        new_holder: begin holders that hold nothing yet.
+        clock: in place of the machine's, which is compared with CLOCK_BOOTTIME and the witnesses' times.
         collateral: a cache of `sealwright collateral`; None: only what comes with evidence counts.
         supply: whether and how the cache is filled from here; default: it is not.
         create: start an empty log.
@@ -147,15 +147,22 @@ def open_broker(
         store = Store(layout.database)
         stack.callback(store.close)
         fetch = directory_fetch(layout.log)
+        policy = LogPolicy.of_key(secrets.log_key)
+        witnessing = [parse_witness(text) for text in witnesses]
+        files = [] if holder is None else [FileHolder(holder, policy)]
+        holders = Holders([*files, *witnessing], need=holders_needed)
+        stack.callback(holders.close)
+        clock = clock or SteadyClock([witness.time for witness in witnessing])
         ledger = Ledger(
             log,
             fetch,
-            policy=LogPolicy.of_key(secrets.log_key),
-            openings=layout.openings,
+            policy=policy,
+            openings=OpeningFiles(layout.openings),
             random=random,
-            holder=holder,
+            holders=holders,
             new_holder=new_holder,
             seen=store.head().checkpoint,
+            check_time=clock,
         )
         state = State(store, ledger, clock=clock)
         ring = open_backends(layout, backends, random)

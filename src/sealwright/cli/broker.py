@@ -82,7 +82,20 @@ def serve(
     directory: Annotated[Path, typer.Argument(help="The broker's folder, from `broker init`.")],
     listen: Annotated[str, typer.Option(help="HOST:PORT; port 0 takes a free one.")] = "127.0.0.1:8420",
     holder: Holder = None,
-    new_holder: Annotated[bool, typer.Option("--new-holder", help="Begin the holder file.")] = False,
+    witness: Annotated[
+        list[str] | None,
+        typer.Option(metavar="VKEY@URL", help="A witness that holds the highest checkpoint; again for more."),
+    ] = None,
+    holders_needed: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Of file and witnesses, how many must hold a checkpoint before an answer; default: all.",
+        ),
+    ] = None,
+    new_holder: Annotated[
+        bool, typer.Option("--new-holder", help="Let holders begin that hold nothing yet.")
+    ] = False,
     collateral: Annotated[
         Path | None,
         typer.Option(
@@ -135,6 +148,8 @@ def serve(
         open_broker(
             directory,
             holder=holder,
+            witnesses=witness or (),
+            holders_needed=holders_needed,
             new_holder=new_holder,
             collateral=collateral,
             supply=_supply(fetch_collateral, fetch_budget, hosts, proxy, ca_file),
