@@ -165,6 +165,10 @@ class Ledger:
                 latest.continues(head.checkpoint)
         return index
 
+    def check_log(self) -> None:
+        """Raise UnavailableError, `log-closed`, where a write failed and the log has to be opened again."""
+        self._log.check_writable()
+
     def check_writable(self) -> None:
         """Prove that log, openings and holders could take one more decision, as far as a look can tell.
 

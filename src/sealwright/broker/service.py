@@ -27,7 +27,6 @@ from sealwright.broker.holders import FileHolder, Holders, parse_witness
 from sealwright.broker.http import Guard, Journalist, RateLimit
 from sealwright.broker.journal import Journal
 from sealwright.broker.ledger import Ledger
-from sealwright.broker.openings import OpeningFiles
 from sealwright.broker.resources import Resources
 from sealwright.broker.routes import kbs_routes, public_routes
 from sealwright.broker.rows import BrokerRow
@@ -35,15 +34,13 @@ from sealwright.broker.session import Broker
 from sealwright.broker.sessions import Sessions
 from sealwright.broker.settings import BrokerSecrets, Layout, make_directory
 from sealwright.broker.state import State
-from sealwright.broker.store import Store
+from sealwright.broker.storage import Shared, open_storage
 from sealwright.broker.supply import Supply, SupplySettings
 from sealwright.collateral.cache import Cache
-from sealwright.errors import CollateralError
+from sealwright.errors import CollateralError, SettingsError
 from sealwright.evidence.envelope import EvidenceEnvelope
 from sealwright.tlog.policy import LogPolicy
-from sealwright.tlog.posix import PosixLog, directory_fetch
 from sealwright.tlog.tiles import Fetch
-from sealwright.tlog.writer import LogWriter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,16 +81,27 @@ class Running:
 
 
 def init_broker(
-    root: Path, *, origin: str | None = None, holder: Path | None = None, clock: Clock = utc_now
+    root: Path,
+    *,
+    origin: str | None = None,
+    holder: Path | None = None,
+    witnesses: Sequence[str] = (),
+    clock: Clock = utc_now,
+    shared: Shared | None = None,
 ) -> BrokerSecrets:
     """Make a broker's directory, its keys, its log and the first decision in it.
+
+    Args:
+        shared: the database of several replicas, empty but for its tables.
 
     Raises:
         SettingsError: `broker-exists`.
     """
     layout = Layout(root=root)
     make_directory(layout, origin=origin, at=clock())
-    with open_broker(root, holder=holder, clock=clock, create=True) as running:
+    with open_broker(
+        root, holder=holder, witnesses=witnesses, clock=clock, create=True, shared=shared
+    ) as running:
         core = running.core
         with core.state.lock:
             row = BrokerRow(
@@ -120,6 +128,7 @@ def open_broker(
     create: bool = False,
     backends: Path | None = None,
     approve: Sequence[str] = (),
+    shared: Shared | None = None,
 ) -> Iterator[Running]:
     """Open a broker's directory, checked against its log and, if given, the holder file.
 
@@ -134,19 +143,22 @@ def open_broker(
         create: start an empty log.
         backends: settings of key backends; None: `backends.json` of the directory, if there is one.
         approve: backends whose settings were changed on purpose.
+        shared: the database of several replicas; it wants a holder. None: all lies in the directory.
 
     Raises:
         SettingsError: keys are missing or exposed. VerificationError, CollateralError:
             docs/spec/broker-state.md, Checking rows.
     """
+    if shared is not None and holder is None and not witnesses:
+        raise SettingsError(
+            "whoever runs the database could show each replica another past: name a --witness or --holder",
+            code="holder-required",
+        )
     layout = Layout(root=root)
     secrets = BrokerSecrets.load(layout)
     cache = None if collateral is None else Cache(collateral)
     with ExitStack() as stack:
-        log = stack.enter_context(LogWriter(PosixLog.open(layout.log, secrets.log, create=create)))
-        store = Store(layout.database)
-        stack.callback(store.close)
-        fetch = directory_fetch(layout.log)
+        storage = stack.enter_context(open_storage(layout, secrets, shared, random=random, create=create))
         policy = LogPolicy.of_key(secrets.log_key)
         witnessing = [parse_witness(text) for text in witnesses]
         files = [] if holder is None else [FileHolder(holder, policy)]
@@ -154,17 +166,17 @@ def open_broker(
         stack.callback(holders.close)
         clock = clock or SteadyClock([witness.time for witness in witnessing])
         ledger = Ledger(
-            log,
-            fetch,
+            storage.log,
+            storage.fetch,
             policy=policy,
-            openings=OpeningFiles(layout.openings),
+            openings=storage.openings,
             random=random,
             holders=holders,
             new_holder=new_holder,
-            seen=store.head().checkpoint,
+            seen=storage.store.head().checkpoint,
             check_time=clock,
         )
-        state = State(store, ledger, clock=clock)
+        state = State(storage.store, ledger, clock=clock)
         ring = open_backends(layout, backends, random)
         stack.callback(ring.close)
         core = Core(
@@ -176,7 +188,7 @@ def open_broker(
         )
         if not create:
             _check_identity(core)
-        sessions, admin = Sessions(random), Admin(core)
+        sessions, admin = Sessions(random, keeper=storage.sessions), Admin(core)
         yield Running(
             core=core,
             broker=Broker(core, sessions),
@@ -185,7 +197,7 @@ def open_broker(
             resources=Resources(core, admin),
             backends=start_backends(core, backends or layout.backends, approve),
             journal=Journal(core),
-            fetch=fetch,
+            fetch=storage.fetch,
             supply=None if cache is None else partial(Supply, cache, supply or SupplySettings()),
         )
 

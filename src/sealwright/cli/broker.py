@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +17,9 @@ from sealwright.crypto.encoding import b64url, b64url_decode
 from sealwright.errors import SettingsError
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from sealwright.broker.service import Running
     from sealwright.broker.supply import SupplySettings
 
 
@@ -46,19 +51,36 @@ Holder = Annotated[
     Path | None, typer.Option(help="File kept elsewhere with the highest checkpoint: shows rollbacks.")
 ]
 
+Witnesses = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--witness", metavar="VKEY@URL", help="A witness that holds the highest checkpoint; again for more."
+    ),
+]
+DatabaseFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="File with the postgresql:// address that several replicas share; mode 0600."
+    ),
+]
+
 
 @app.command()
 def init(
     directory: Annotated[Path, typer.Argument(help="Folder to make; must be empty or absent.")],
     origin: Annotated[str | None, typer.Option(help="Name of the log; default: from the root key.")] = None,
     holder: Holder = None,
+    witness: Witnesses = None,
+    database: DatabaseFile = None,
     as_json: Json = False,
 ) -> None:
     """Make a broker: its keys, its log, its admin token. The folder is for its user only."""
     from sealwright.broker.service import init_broker
     from sealwright.broker.settings import Layout
+    from sealwright.broker.storage import claimed
 
-    secrets = init_broker(directory, origin=origin, holder=holder)
+    with claimed(database) as shared:
+        secrets = init_broker(directory, origin=origin, holder=holder, witnesses=witness or (), shared=shared)
     layout = Layout(root=directory)
     result: dict[str, object] = {
         "directory": str(directory),
@@ -82,10 +104,7 @@ def serve(
     directory: Annotated[Path, typer.Argument(help="The broker's folder, from `broker init`.")],
     listen: Annotated[str, typer.Option(help="HOST:PORT; port 0 takes a free one.")] = "127.0.0.1:8420",
     holder: Holder = None,
-    witness: Annotated[
-        list[str] | None,
-        typer.Option(metavar="VKEY@URL", help="A witness that holds the highest checkpoint; again for more."),
-    ] = None,
+    witness: Witnesses = None,
     holders_needed: Annotated[
         int | None,
         typer.Option(
@@ -121,6 +140,7 @@ def serve(
     ca_file: Annotated[
         Path | None, typer.Option(help="CAs of vendors or the proxy, in place of the system's.", exists=True)
     ] = None,
+    database: DatabaseFile = None,
     backends: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Key backends; default: backends.json of the folder."),
@@ -144,25 +164,63 @@ def serve(
     host, port = server.parse_listen(listen)
     server.harden()
     log = Journalist(as_json=log_format == "json")
-    with (
-        open_broker(
-            directory,
-            holder=holder,
-            witnesses=witness or (),
-            holders_needed=holders_needed,
-            new_holder=new_holder,
-            collateral=collateral,
-            supply=_supply(fetch_collateral, fetch_budget, hosts, proxy, ca_file),
-            backends=backends,
-            approve=approve_backend or (),
-        ) as running,
-        server.bind(host, port) as sock,
-    ):
+    options: dict[str, Any] = {
+        "holder": holder,
+        "witnesses": witness or (),
+        "holders_needed": holders_needed,
+        "new_holder": new_holder,
+        "collateral": collateral,
+        "supply": _supply(fetch_collateral, fetch_budget, hosts, proxy, ca_file),
+        "backends": backends,
+        "approve": approve_backend or (),
+    }
+    with ExitStack() as stack:
+        if database is None:
+            running = stack.enter_context(open_broker(directory, **options))
+            serving, root = running.app(log=log), running.core.secrets.root_public
+        else:
+            serving, root = _replica(stack, directory, database, options, log)
+        sock = stack.enter_context(server.bind(host, port))
         shown = f"[{host}]" if ":" in host else host
-        root = b64url(running.core.secrets.root_public)
-        log("serving", url=f"http://{shown}:{sock.getsockname()[1]}", root=root)
-        with _notify.service(_notify.asked(sock.getsockname()[:2])):
-            server.serve(running.app(log=log), sock, log)
+        log("serving", url=f"http://{shown}:{sock.getsockname()[1]}", root=b64url(root))
+        stack.enter_context(_notify.service(_notify.asked(sock.getsockname()[:2])))
+        server.serve(serving, sock, log)
+
+
+def _replica(
+    stack: ExitStack, directory: Path, database: Path, options: dict[str, Any], log: Callable[..., None]
+) -> tuple[ASGIApp, bytes]:
+    """Return the application of one replica, and the broker's root key."""
+    from sealwright.broker.database import Database, postgres_engine, read_url
+    from sealwright.broker.replica import Replica
+    from sealwright.broker.service import open_broker
+    from sealwright.broker.settings import BrokerSecrets, Layout
+    from sealwright.broker.storage import Shared
+    from sealwright.broker.writer import Writer
+
+    secrets = BrokerSecrets.load(Layout(root=directory))
+    election = Database(postgres_engine(read_url(database), size=2))
+    stack.callback(election.close)
+
+    def open_at(epoch: int) -> AbstractContextManager[Running]:
+        return open_broker(directory, shared=Shared(url_file=database, epoch=epoch), **options)
+
+    return Replica(Writer(election), open_at, log=log), secrets.root_public
+
+
+@app.command()
+def migrate(
+    database: Annotated[Path, typer.Option(metavar="FILE", help="File with the postgresql:// address.")],
+    as_json: Json = False,
+) -> None:
+    """Bring the tables of a PostgreSQL database to this version. Only this needs the right to change tables."""
+    from sealwright.broker.database import read_url
+    from sealwright.broker.migrations import migrate as run
+
+    before, after = run(read_url(database))
+    emit(
+        {"before": before, "after": after}, as_json=as_json, lines=[f"tables  {before or 'none'} -> {after}"]
+    )
 
 
 @app.command()
