@@ -177,7 +177,7 @@ class Admin:
     def sealing_key(self, kid: str, public: bytes) -> bytes:
         """Return a key sealed to the owner's X-Wing key, as a statement (DSSE). The decision is logged first."""
         recipient = HpkePublicKey(kem=Kem.XWING, raw=public)
-        said: Json = {"kid": kid}
+        said: Json = {"kid": kid, "recipient": hashlib.sha256(public).digest()}
 
         def work() -> SealingKey:
             with self._state.lock:

@@ -44,7 +44,7 @@ class Replica:
             await self._refuse(scope, receive, send)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] == "/healthz" and self._why.code == "not-the-writer":
+        if scope["path"] == "/healthz" and self._why.code in ("not-the-writer", "log-closed"):
             await PlainTextResponse("standby")(scope, receive, send)
             return
         await of_error(self._why, path=scope["path"])(scope, receive, send)
@@ -66,11 +66,13 @@ class Replica:
                 try:
                     if await run_in_threadpool(self._writer.campaign):
                         await self._serve()
-                        await asyncio.sleep(RETRY_S if self._why.code != "not-the-writer" else 0)
                     else:
                         self._why = _standby()
                 except SealwrightError as error:
                     self._stopped(error)
+                if self._why.code not in ("not-the-writer", "log-closed"):
+                    self._writer.resign()  # another one may be able to
+                    await asyncio.sleep(RETRY_S)
                 await asyncio.sleep(POLL_S)
         finally:
             self._app = None
@@ -90,20 +92,19 @@ class Replica:
                     self._app = None
 
     async def _until_lost(self, running: Running) -> SealwrightError:
+        """Beat until this replica writes no more, has to open its state anew, or cannot tell the time."""
         while True:
             await asyncio.sleep(BEAT_S)
             try:
                 if not await run_in_threadpool(self._writer.beat):
                     return _standby()
-                running.core.state.ledger.check_log()
+                await run_in_threadpool(_able, running)
             except UnavailableError as error:
-                if (
-                    error.code == "log-closed"
-                ):  # a write failed, and the database is there again: open it anew
+                if error.code != "store-unavailable":
                     return error
 
     def _stopped(self, error: SealwrightError) -> None:
-        self._why = error if error.code != "log-closed" else _standby()
+        self._why = error
         self._log("waiting", code=error.code)
 
 
@@ -142,6 +143,13 @@ async def _told(serving: Any, said: asyncio.Queue[Message]) -> None:
         await serving
     finally:
         await said.put({"type": "lifespan.ended"})
+
+
+def _able(running: Running) -> None:
+    """Raise what another replica may be free of: a log that has to be opened anew, a clock that is wrong."""
+    state = running.core.state
+    state.ledger.check_log()
+    state.now()
 
 
 def _standby() -> UnavailableError:
