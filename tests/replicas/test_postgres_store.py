@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from collections.abc import Iterator
 from pathlib import Path
 
-from sealwright.broker.service import Running, init_broker, open_broker
+from sealwright.broker.service import init_broker, open_broker
 from sealwright.broker.storage import claimed
 from sealwright.ops.drill.postgres import Server
 

@@ -123,6 +123,11 @@ class Ledger:
         return self._log.signed_checkpoint
 
     @property
+    def head(self) -> Head:
+        """The latest checkpoint, and what proves how it continues others."""
+        return self._head(self._log.signed_checkpoint)
+
+    @property
     def holders(self) -> list[str]:
         """Where the highest checkpoint is also kept."""
         return self._holders.names

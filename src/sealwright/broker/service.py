@@ -33,6 +33,7 @@ from sealwright.broker.rows import BrokerRow
 from sealwright.broker.session import Broker
 from sealwright.broker.sessions import Sessions
 from sealwright.broker.settings import BrokerSecrets, Layout, make_directory
+from sealwright.broker.site import check_site, promote
 from sealwright.broker.state import State
 from sealwright.broker.storage import Shared, open_storage
 from sealwright.broker.supply import Supply, SupplySettings
@@ -129,6 +130,8 @@ def open_broker(
     backends: Path | None = None,
     approve: Sequence[str] = (),
     shared: Shared | None = None,
+    site: str | None = None,
+    promotion: bytes | None = None,
 ) -> Iterator[Running]:
     """Open a broker's directory, checked against its log and, if given, the holder file.
 
@@ -144,6 +147,8 @@ def open_broker(
         backends: settings of key backends; None: `backends.json` of the directory, if there is one.
         approve: backends whose settings were changed on purpose.
         shared: the database of several replicas; it wants a holder. None: all lies in the directory.
+        site: where this is, if the state says which site writes.
+        promotion: approvers' statement that this site writes from now on.
 
     Raises:
         SettingsError: keys are missing or exposed. VerificationError, CollateralError:
@@ -188,6 +193,9 @@ def open_broker(
         )
         if not create:
             _check_identity(core)
+            if promotion is not None:
+                promote(state, secrets.root_public, site, promotion)
+            check_site(state, site)
         sessions, admin = Sessions(random, keeper=storage.sessions), Admin(core)
         yield Running(
             core=core,

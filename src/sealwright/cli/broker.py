@@ -12,6 +12,7 @@ import typer
 from sealwright.cli import resource
 from sealwright.cli._admin import Broker, Json, TokenFile, ask, path_of, read_bytes, read_text
 from sealwright.cli._broker_backends import app as backend
+from sealwright.cli._broker_promotion import app as promotion_app
 from sealwright.cli._output import emit
 from sealwright.crypto.encoding import b64url, b64url_decode
 from sealwright.errors import SettingsError
@@ -42,6 +43,7 @@ for _name, _app in {
     "owner": owner,
     "manifest": manifest,
     "decisions": decisions,
+    "promotion": promotion_app,
     "resource": resource.app,
 }.items():
     app.add_typer(_app, name=_name)
@@ -141,6 +143,13 @@ def serve(
         Path | None, typer.Option(help="CAs of vendors or the proxy, in place of the system's.", exists=True)
     ] = None,
     database: DatabaseFile = None,
+    site: Annotated[
+        str | None, typer.Option(help="Name of this site, where several may write in turn.")
+    ] = None,
+    promotion: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Approvers' statement that this site writes now.", exists=True),
+    ] = None,
     backends: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Key backends; default: backends.json of the folder."),
@@ -173,6 +182,8 @@ def serve(
         "supply": _supply(fetch_collateral, fetch_budget, hosts, proxy, ca_file),
         "backends": backends,
         "approve": approve_backend or (),
+        "site": site,
+        "promotion": None if promotion is None else read_bytes(promotion),
     }
     with ExitStack() as stack:
         if database is None:

@@ -46,6 +46,10 @@ class FileHeads:
         policy = LogPolicy(logs=(self._logs[origin],), quorum=NO_QUORUM)
         return policy.verify(raw).checkpoint
 
+    def note(self, origin: str) -> bytes | None:
+        """As the protocol says."""
+        return read_file(self._path(origin), MAX_NOTE)
+
     def update(self, origin: str, old_size: int, new: Checkpoint, note: bytes) -> None:
         """As the protocol says."""
         with self._lock:
@@ -101,7 +105,22 @@ def witness_app(witness: Witness) -> Starlette:
             return PlainTextResponse(f"{error.code}\n", status_code=_status(error))
         return Response(line, media_type="text/plain; charset=utf-8")
 
-    return Starlette(routes=[Route(PATH, add, methods=["POST"])])
+    async def latest(request: Request) -> Response:
+        name = request.path_params["name"]
+        found = await run_in_threadpool(_latest, witness, name)
+        return PlainTextResponse("unknown-log\n", 404) if found is None else PlainTextResponse(found)
+
+    return Starlette(
+        routes=[Route(PATH, add, methods=["POST"]), Route("/{name}/checkpoint", latest, methods=["GET"])]
+    )
+
+
+def _latest(witness: Witness, name: str) -> bytes | None:
+    """Return the highest checkpoint of the log whose origin has the SHA-256 `name` (hex)."""
+    for origin in witness.logs:
+        if hashlib.sha256(origin.encode()).hexdigest() == name:
+            return witness.heads.note(origin)
+    return None
 
 
 def _status(error: SealwrightError) -> int:

@@ -73,6 +73,10 @@ class Heads(Protocol):
         """Return the highest checkpoint that was cosigned, or None."""
         ...
 
+    def note(self, origin: str) -> bytes | None:
+        """Return that checkpoint as it was signed."""
+        ...
+
     def update(self, origin: str, old_size: int, new: Checkpoint, note: bytes) -> None:
         """Replace the head that stands at `old_size`. Raises Conflict: another request was faster."""
         ...

@@ -29,7 +29,9 @@ class Machine:
 
     def clock(self) -> SteadyClock:
         """Return the broker's clock on this machine, started now."""
-        return SteadyClock(wall=lambda: self.start + timedelta(seconds=self.wall_s), seconds=lambda: self.boot_s)
+        return SteadyClock(
+            wall=lambda: self.start + timedelta(seconds=self.wall_s), seconds=lambda: self.boot_s
+        )
 
 
 @dataclass
@@ -72,7 +74,10 @@ class Single:
 
     def keys(self) -> dict[str, bytes]:
         """Return the rows of keys."""
-        return {str(name): bytes(body) for name, body in self.sql("select id, body from security_rows where kind='key'")}  # type: ignore[call-overload]
+        return {
+            str(name): bytes(body)
+            for name, body in self.sql("select id, body from security_rows where kind='key'")
+        }  # type: ignore[call-overload]
 
     def set_key(self, kid: str, body: bytes) -> None:
         """Replace the row of a key."""
@@ -188,4 +193,6 @@ def _refused(name: str, code: str, work: Callable[[], None]) -> Result:
         work()
     except SealwrightError as error:
         found = error.code
-    return Result(name=name, findings=() if found == code else (f"refused with {found}, not {code}",), code=found)
+    return Result(
+        name=name, findings=() if found == code else (f"refused with {found}, not {code}",), code=found
+    )
