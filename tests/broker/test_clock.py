@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tests.broker.support import NOW, Clock, Kbs, World
-from tests.broker.test_holders import keyed, sites  # noqa: F401 - a fixture
+from tests.broker.witness_support import keyed
 
 from sealwright.broker.clock import Elapsed, SteadyClock
 from sealwright.errors import UnavailableError
@@ -83,7 +83,7 @@ def test_an_outside_source_contradicts_a_clock_that_was_wrong_from_the_start() -
 def test_nothing_is_answered_under_a_witness_whose_time_is_another(
     seconds: float,
     world: World,
-    sites: Any,  # noqa: F811
+    sites: Any,
 ) -> None:
     """As after a snapshot was resumed: both clocks of the machine stand where they stood."""
     machine = Machine()

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.broker.support import NOW, World
-from tests.broker.test_holders import keyed, sites  # noqa: F401 - a fixture
 from tests.broker.test_state import copy, refused
+from tests.broker.witness_support import keyed
 
 from sealwright.appraisal.signed import Signers
 from sealwright.broker.site import Promotion

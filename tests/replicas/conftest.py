@@ -21,7 +21,7 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def database(server: Server, tmp_path: Path) -> Iterator[Path]:
+def database(server: Server, tmp_path: Path) -> Path:
     """The file with the address of an empty database that has its tables."""
     from sealwright.broker.migrations import migrate
 
@@ -31,4 +31,4 @@ def database(server: Server, tmp_path: Path) -> Iterator[Path]:
     file.write_text(server.url())
     file.chmod(0o600)
     migrate(read_url(file))
-    yield file
+    return file

@@ -11,6 +11,7 @@ from sealwright.appraisal.policy import KeyPolicy
 from sealwright.broker.answers import sweep
 from sealwright.broker.backend import wiped
 from sealwright.broker.core import Core, administered, changed, present, rewrapped, wrap_context
+from sealwright.broker.erasure import erased_commitments
 from sealwright.broker.rows import Admitted, CallerRow, Changes, KeyRow, LeaseRow, MismatchRow, OwnerRow
 from sealwright.broker.state import View
 from sealwright.crypto.canonical import parse_json
@@ -199,7 +200,9 @@ class Admin:
             before: only those of a lower index.
             openings: with the salts too, so that each can be proved against its commitment.
         """
-        records = self._state.ledger.decisions_backwards(before=before)
+        with self._state.lock:
+            erased = erased_commitments(self._state.view())
+        records = self._state.ledger.decisions_backwards(before=before, erased=erased)
         return [
             {"index": record.index, "commitment": record.commitment.hex()}
             | ({"openings": record.openings.to_json()} if openings else {})

@@ -6,7 +6,7 @@ Spec: docs/spec/broker-state.md, Decisions.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -139,6 +139,15 @@ class Ledger:
         self._openings.write(record.root, openings.encode())
         return LogEntry(type=kind, commitment=record.root).encode()
 
+    def opens(self, commitment: bytes) -> bool:
+        """Say whether openings of this commitment are there."""
+        return self._openings.read(commitment) is not None
+
+    def erase(self, commitments: Iterable[bytes]) -> None:
+        """Forget the openings of entries."""
+        for commitment in commitments:
+            self._openings.erase(commitment)
+
     def submit(self, entry: bytes) -> Ticket:
         """Queue an entry; entries are logged in the order of these calls."""
         return Ticket(entry=entry, index=self._log.append(entry))
@@ -216,15 +225,21 @@ class Ledger:
                 verify_inclusion(index, now.size, leaf_hash(entry), now.root, hashes)
                 yield index, entry
 
-    def decisions_backwards(self, *, before: int | None = None) -> Iterator[Record]:
-        """Yield decisions with their opened fields, newest first; Args: before: only those of a lower index.
+    def decisions_backwards(
+        self, *, before: int | None = None, erased: Container[bytes] = ()
+    ) -> Iterator[Record]:
+        """Yield decisions with their opened fields, newest first.
+
+        Args:
+            before: only those of a lower index.
+            erased: commitments that were erased on purpose; these are left out.
 
         Raises:
             CollateralError: `opening-missing`. VerificationError: `opening-mismatch`.
         """
         for index, raw in self.entries_backwards(before=before):
             entry = LogEntry.parse(raw)
-            if entry.type == "decision":
+            if entry.type == "decision" and entry.commitment not in erased:
                 yield self._open(index, entry.commitment)
 
     def _open(self, index: int, commitment: bytes) -> Record:

@@ -149,6 +149,13 @@ class SiteRow(Document):
     signers: Signers
 
 
+class ErasureRow(Document):
+    """Entries of the log that nobody is to open any more."""
+
+    commitments: Annotated[list[Digest], Field(min_length=1, max_length=256)]
+    at: Time
+
+
 WrappedRow = KeyRow | ResourceRow
 
 

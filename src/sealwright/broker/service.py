@@ -21,6 +21,8 @@ from sealwright.broker.admin_routes import admin_routes
 from sealwright.broker.backend_admin import BackendAdmin, open_backends, start_backends
 from sealwright.broker.clock import Clock, SteadyClock, utc_now
 from sealwright.broker.core import Appraiser, Core
+from sealwright.broker.erasure import erase_again
+from sealwright.broker.erasure_routes import erasure_routes
 from sealwright.broker.guest import Guests
 from sealwright.broker.guest_routes import guest_routes
 from sealwright.broker.holders import FileHolder, Holders, parse_witness
@@ -75,6 +77,7 @@ class Running:
             *kbs_routes(self.broker, self.guests, self.core, supply),
             *public_routes(self.core, self.journal, self.fetch, monotonic=monotonic),
             *admin_routes(self.admin, self.backends, self.core.secrets),
+            *erasure_routes(self.core),
             *([] if supply is None else supply.routes()),
         ]
         lifespan = None if supply is None else lambda _: supply.running()
@@ -127,6 +130,7 @@ def open_broker(
     collateral: Path | None = None,
     supply: SupplySettings | None = None,
     create: bool = False,
+    begin: int = 0,
     backends: Path | None = None,
     approve: Sequence[str] = (),
     shared: Shared | None = None,
@@ -144,6 +148,7 @@ def open_broker(
         collateral: a cache of `sealwright collateral`; None: only what comes with evidence counts.
         supply: whether and how the cache is filled from here; default: it is not.
         create: start an empty log.
+        begin: its epoch, where it goes on with the rows of another log.
         backends: settings of key backends; None: `backends.json` of the directory, if there is one.
         approve: backends whose settings were changed on purpose.
         shared: the database of several replicas; it wants a holder. None: all lies in the directory.
@@ -181,7 +186,7 @@ def open_broker(
             seen=storage.store.head().checkpoint,
             check_time=clock,
         )
-        state = State(storage.store, ledger, clock=clock)
+        state = State(storage.store, ledger, clock=clock, begin=begin)
         ring = open_backends(layout, backends, random)
         stack.callback(ring.close)
         core = Core(
@@ -196,6 +201,7 @@ def open_broker(
             if promotion is not None:
                 promote(state, secrets.root_public, site, promotion)
             check_site(state, site)
+            erase_again(state)
         sessions, admin = Sessions(random, keeper=storage.sessions), Admin(core)
         yield Running(
             core=core,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Self
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.engine import Connection
 
 from sealwright.broker.database import Database, upsert
@@ -23,7 +23,22 @@ from sealwright.tlog.policy import NO_QUORUM, LogPolicy
 from sealwright.tlog.posix import STATE, decode_state, encode_state
 from sealwright.tlog.proof import LogProof
 from sealwright.tlog.reader import TileReader
-from sealwright.tlog.tiles import CHECKPOINT, TilePath
+from sealwright.tlog.tiles import CHECKPOINT, Fetch, TilePath
+
+
+def table_fetch(database: Database) -> Fetch:
+    """Return a Fetch over the public files of a log in a database."""
+
+    def fetch(path: str) -> bytes:
+        if path != CHECKPOINT:
+            TilePath.parse(path)  # nothing else is public
+        with database.begin() as db:
+            raw = _read(db, path)
+        if raw is None:
+            raise FileNotFoundError(path)
+        return raw
+
+    return fetch
 
 
 class SqlLog:
@@ -34,6 +49,7 @@ class SqlLog:
         self._database, self._signer = database, signer
         self._policy = LogPolicy(logs=(signer.vkey,), quorum=NO_QUORUM)
         self._edge = RightEdge()
+        self._stored = table_fetch(database)
         self._recent: Mapping[str, bytes] = {}  # what the last batch wrote: the proofs asked for next need it
         self._signed: tuple[Checkpoint, bytes, TileReader]
 
@@ -74,12 +90,7 @@ class SqlLog:
         Raises:
             FileNotFoundError: there is none. LogFormatError: not a path of the log.
         """
-        if path != CHECKPOINT:
-            TilePath.parse(path)
-        raw = self._recent.get(path) or self._read(path)
-        if raw is None:
-            raise FileNotFoundError(path)
-        return raw
+        return self._recent.get(path) or self._stored(path)
 
     def append(self, entries: Sequence[bytes]) -> int:
         """Append a batch durably, publish its checkpoint, and return the index of its first entry.
@@ -154,6 +165,9 @@ class SqlLog:
                 ),
                 [{"path": path, "body": body} for path, body in files.items()],
             )
+            for path in files:
+                if path.startswith("tile/") and ".p/" not in path:  # now full: its partial forms can go
+                    db.execute(delete(LOG_FILES).where(LOG_FILES.c.path.startswith(f"{path}.p/")))
 
     def _read(self, path: str) -> bytes | None:
         with self._database.begin() as db:

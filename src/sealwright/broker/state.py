@@ -74,18 +74,21 @@ class View:
 class State:
     """Reads and changes rows. Use it under `lock`, which orders decisions in the log."""
 
-    def __init__(self, store: Store, ledger: Ledger, *, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self, store: Store, ledger: Ledger, *, clock: Callable[[], datetime], begin: int = 0
+    ) -> None:
         """Finish what a crash left, and check the rows against the log.
 
         Args:
             clock: this machine's time, UTC.
+            begin: the epoch of an empty log, where it goes on with the rows of another one.
 
         Raises:
             VerificationError, CollateralError: docs/spec/broker-state.md, Checking rows.
         """
         self.lock = threading.RLock()
         self.store, self.ledger = store, ledger
-        self._clock = clock
+        self._clock, self._begin = clock, begin
         self._unfinished: Unfinished | None = None
         self._parse: Parse = lru_cache(CACHED_ROWS)(_parse)
         self._anchor = self._recover()
@@ -206,8 +209,8 @@ class State:
 
     def _anchored(self) -> Anchor:
         for record in self.ledger.decisions_backwards():
-            return _anchor(record)
-        return Anchor(epoch=0, state_root=state_root({}), at=None)
+            return anchor_of(record)
+        return Anchor(epoch=self._begin, state_root=state_root({}), at=None)
 
     def _check(self, rows: Mapping[RowKey, bytes]) -> None:
         if hmac.compare_digest(state_root(rows), self._anchor.state_root):
@@ -234,7 +237,8 @@ def _parse(cls: type[Document], body: bytes) -> Document:
         raise VerificationError(str(exc), code="row-malformed", stage="state") from exc
 
 
-def _anchor(record: Record) -> Anchor:
+def anchor_of(record: Record) -> Anchor:
+    """Return what a decision says of the rows. Raises VerificationError: `opening-mismatch`."""
     try:
         values: dict[str, Any] = {
             name: parse_json(record.fields[name]) for name in ("at", "epoch", "state_root")

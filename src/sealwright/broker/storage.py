@@ -84,7 +84,15 @@ def open_storage(
 
 def open_postgres(shared: Shared) -> Database:
     """Open a database as the replica of an epoch. Raises SealwrightError."""
-    database = Database(postgres_engine(read_url(shared.url_file)), fence=fence_at(shared.epoch))
+    return _checked(Database(postgres_engine(read_url(shared.url_file)), fence=fence_at(shared.epoch)))
+
+
+def open_reader(url_file: Path) -> Database:
+    """Open a database that is only read. Raises SealwrightError."""
+    return _checked(Database(postgres_engine(read_url(url_file), size=1)))
+
+
+def _checked(database: Database) -> Database:
     try:
         with database.begin() as db:
             check_schema(db)
@@ -115,8 +123,10 @@ def claimed(url_file: Path | None) -> Iterator[Shared | None]:
                 code="not-the-writer",
                 stage="writer",
             )
-        yield Shared(url_file=url_file, epoch=writer.epoch)
-        writer.resign()
+        try:
+            yield Shared(url_file=url_file, epoch=writer.epoch)
+        finally:
+            writer.resign()
     finally:
         database.close()
 

@@ -12,6 +12,8 @@ import typer
 from sealwright.cli import resource
 from sealwright.cli._admin import Broker, Json, TokenFile, ask, path_of, read_bytes, read_text
 from sealwright.cli._broker_backends import app as backend
+from sealwright.cli._broker_backup import backup, restore
+from sealwright.cli._broker_options import DatabaseFile, Holder, Witnesses
 from sealwright.cli._broker_promotion import app as promotion_app
 from sealwright.cli._output import emit
 from sealwright.crypto.encoding import b64url, b64url_decode
@@ -49,22 +51,8 @@ for _name, _app in {
     app.add_typer(_app, name=_name)
 
 PolicyFile = Annotated[Path, typer.Option("--policy", help="Policy, YAML (docs/spec/appraisal.md).")]
-Holder = Annotated[
-    Path | None, typer.Option(help="File kept elsewhere with the highest checkpoint: shows rollbacks.")
-]
-
-Witnesses = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--witness", metavar="VKEY@URL", help="A witness that holds the highest checkpoint; again for more."
-    ),
-]
-DatabaseFile = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE", help="File with the postgresql:// address that several replicas share; mode 0600."
-    ),
-]
+app.command("backup")(backup)
+app.command("restore")(restore)
 
 
 @app.command()
@@ -370,6 +358,18 @@ def caller_remove(
     """Take a caller out; enclaves learn it with their next lease."""
     found = ask(broker, token_file, "DELETE", f"/tenants/{path_of(tenant)}/callers/{path_of(name)}")
     emit(found, as_json=as_json, lines=[f"removed  {name} of {tenant}"])
+
+
+@decisions.command("erase")
+def decisions_erase(
+    commitment: Annotated[list[str], typer.Argument(help="Commitments, hex, from `decisions list --json`.")],
+    broker: Broker,
+    token_file: TokenFile,
+    as_json: Json = False,
+) -> None:
+    """Erase the openings of entries: they stay in the log, and nobody can read them again."""
+    found = ask(broker, token_file, "POST", "/erase", {"commitments": commitment})
+    emit(found, as_json=as_json, lines=[f"erased  {found['erased']}"])
 
 
 @decisions.command("list")

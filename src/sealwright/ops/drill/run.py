@@ -26,8 +26,8 @@ def drills(*, short: bool) -> Iterator[tuple[str, Callable[[], Result]]]:
     load_s = cases.BEFORE_S if short else LONG_LOAD_S
     for name, fault in cases.CASES:
         yield name, partial(_with_database, name, partial(cases.run, name, fault, load_s=load_s))
-    for name, work in cases.SINGLE:
-        yield name, partial(_with_database, name, work)
+    for name, case in cases.SINGLE:
+        yield name, partial(_with_database, name, case)
 
 
 def _in_folder(work: Callable[[Path], Result]) -> Result:

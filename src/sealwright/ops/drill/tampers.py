@@ -74,10 +74,8 @@ class Single:
 
     def keys(self) -> dict[str, bytes]:
         """Return the rows of keys."""
-        return {
-            str(name): bytes(body)
-            for name, body in self.sql("select id, body from security_rows where kind='key'")
-        }  # type: ignore[call-overload]
+        found = self.sql("select id, body from security_rows where kind='key'")
+        return {name: body for name, body in found if isinstance(name, str) and isinstance(body, bytes)}
 
     def set_key(self, kid: str, body: bytes) -> None:
         """Replace the row of a key."""
