@@ -16,7 +16,7 @@ help:
 	@echo "make image   build a guest image from pinned packages into build/image"
 	@echo "make test-image  build it twice, boot it under QEMU, and see refused what was changed"
 	@echo "make test-image-long  boot what only the broker refuses too: some ten minutes more"
-	@echo "make release put a release together from what was built, sign and log it"
+	@echo "make release build wheel and images, predict, sign and log them"
 	@echo "make check   lint, types, layers, lock files, docs, README, and the bare wheel alone"
 	@echo "make bench   measure against our peers; results in bench/results/"
 	@echo "make docs    build the documentation into site/"
@@ -30,7 +30,7 @@ demo:
 test:
 	@$(PYTHON) scripts/setup.py .venv test model
 	@$(PYTHON) scripts/setup.py .venv-openai2 openai2
-	@$(PYTHON) scripts/system.py swtpm swtpm-tools skopeo buildah systemd postgresql
+	@$(PYTHON) scripts/system.py swtpm swtpm-tools skopeo buildah systemd postgresql spin gcc libc6-dev
 	@$(BIN)/python scripts/real_evidence.py --optional
 	$(BIN)/pytest -n 2 --dist loadfile
 
@@ -40,12 +40,14 @@ drill:
 	@$(PYTHON) scripts/system.py postgresql faketime
 	$(BIN)/sealwright drill --short
 
+NEWEST := --or-newest
+
 # Debian, for apt; no root. A mirror that has dropped a pinned version is no reason to fail: see build/packages/lock.json.
 image:
 	@$(PYTHON) scripts/setup.py .venv test model
-	$(BIN)/python scripts/oci_lock.py fetch build/packages --or-newest
+	$(BIN)/python scripts/oci_lock.py fetch build/packages $(NEWEST)
 	rm -rf build/image build/wheel
-	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
+	$(BIN)/python scripts/wheel.py build/wheel
 	$(BIN)/sealwright image build --packages build/packages --wheel build/wheel/*.whl --out build/image \
 	  --lock $$(test -e build/packages/lock.json && echo build/packages/lock.json || echo deploy/oci/lock.json)
 
@@ -58,9 +60,12 @@ test-image: image
 test-image-long: export SEALWRIGHT_LONG := 1
 test-image-long: test-image
 
-# Keys and log come from the environment: scripts/release.py says which.
-release:
-	@$(PYTHON) scripts/setup.py .venv test model
+# Of exactly the packages that the lock names. Keys and log come from the environment: scripts/release.py says which.
+release: NEWEST :=
+release: image
+	rm -rf build/oci
+	for kind in broker client enclave; do $(BIN)/sealwright image oci $$kind --lock deploy/oci/lock.json \
+	  --packages build/packages --wheel build/wheel/*.whl --out build/oci/$$kind || exit 1; done
 	$(BIN)/python scripts/release.py
 
 check:

@@ -3,7 +3,9 @@
     .venv/bin/python scripts/release.py [build/release]
 
 It takes what is there: the guest image in build/image, with its signed reference values in
-build/reference-values/*.json; OCI layouts in build/oci/NAME. From the environment:
+build/reference-values/*.json; OCI layouts in build/oci/NAME. What a guest measures to where nothing of the machine's
+is in it (TPMs without Secure Boot's keys) is predicted and signed here; for firmware of your own predict before, into
+that folder. From the environment:
 
     RELEASE_KEYS      private keys that sign, separated by `:`; none: the release is not signed
     RELEASE_LOG       directory of the log, and RELEASE_LOG_KEY its private key; none: the release is not logged
@@ -14,11 +16,16 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 from sealwright.cli import main as sealwright
 
 ROOT = Path(__file__).resolve().parent.parent
+IMAGE = ROOT / "build/image/image.json"
+VALUES = ROOT / "build/reference-values"
+PREDICTED = ("tpm", "vtpm")
 
 
 def main() -> int:
@@ -32,29 +39,41 @@ def main() -> int:
     return 0
 
 
-def commands(out: Path) -> list[list[str]]:
-    """Return the commands to run, by what is there."""
-    steps = [["release", "build", f"--source={ROOT}", f"--out={out}", *parts(), *builder()]]
-    keys = [key for key in os.environ.get("RELEASE_KEYS", "").split(":") if key]
+def commands(out: Path) -> Iterator[list[str]]:
+    """Yield the commands to run, each once those before it have run: what is there by then decides."""
+    keys = [f"--key={key}" for key in os.environ.get("RELEASE_KEYS", "").split(":") if key]
+    if keys and IMAGE.exists():
+        yield from predictions(keys)
+    yield ["release", "build", f"--source={ROOT}", f"--out={out}", *parts(), *builder()]
     if keys:
-        steps.append(["release", "sign", str(out), *[f"--key={key}" for key in keys]])
+        yield ["release", "sign", str(out), *keys]
     else:
         print("NOT SIGNED: RELEASE_KEYS names no key", file=sys.stderr)
     log, log_key = os.environ.get("RELEASE_LOG"), os.environ.get("RELEASE_LOG_KEY")
     if log and log_key:
-        steps.append(["release", "log", str(out), f"--log={log}", f"--log-key={log_key}"])
+        yield ["release", "log", str(out), f"--log={log}", f"--log-key={log_key}"]
     else:
         print("NOT LOGGED: RELEASE_LOG and RELEASE_LOG_KEY are not set", file=sys.stderr)
-    return steps
+
+
+def predictions(keys: list[str]) -> Iterator[list[str]]:
+    """Yield the commands that predict and sign what is not there yet."""
+    VALUES.mkdir(parents=True, exist_ok=True)
+    major, minor, patch = (int(part) for part in version("sealwright").split("."))
+    count = max(1, major * 10**6 + minor * 10**3 + patch)
+    named = ["--name=sealwright-guest", f"--version={count}", "--secure-boot=off", *keys]
+    for platform in PREDICTED:
+        out = VALUES / f"{platform}.json"
+        if not out.exists():
+            yield ["image", "predict", str(IMAGE.parent), f"--platform={platform}", f"--out={out}", *named]
 
 
 def parts() -> list[str]:
     """Return the options for the parts that are there."""
     found = []
-    if (ROOT / "build/image/image.json").exists():
-        found.append(f"--image={ROOT / 'build/image'}")
-        values = sorted(ROOT.glob("build/reference-values/*.json"))
-        found += [f"--reference-values={path}" for path in values]
+    if IMAGE.exists():
+        found.append(f"--image={IMAGE.parent}")
+        found += [f"--reference-values={path}" for path in sorted(VALUES.glob("*.json"))]
     return found + [f"--oci={path.parent}" for path in sorted(ROOT.glob("build/oci/*/oci-layout"))]
 
 

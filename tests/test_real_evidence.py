@@ -11,14 +11,18 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import dcap_qvl
 import pytest
 from scripts import real_evidence
 from scripts.real_evidence import PACKAGES, Package, extract
 from tests.vector_files import CACHED, folder, vector_path
 
 from sealwright.cli import main
+from sealwright.crypto.encoding import rfc3339
 
 
 def archive(form: str, content: bytes) -> bytes:
@@ -74,10 +78,15 @@ def test_files_are_those_of_the_collection(name: str, digest: str) -> None:
     assert {hashlib.sha256(path.read_bytes()).hexdigest() for path in found} == {digest}
 
 
-def verified(name: str, *options: str) -> tuple[int, list[str]]:
+def said_of(name: str, *options: str) -> tuple[int, Any]:
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         code = main(["verify", str(vector_path(name)), *options, "--json"])
-    return code, [one["code"] for one in json.loads(printed.getvalue())["failures"]]
+    return code, json.loads(printed.getvalue())
+
+
+def verified(name: str, *options: str) -> tuple[int, list[str]]:
+    code, result = said_of(name, *options)
+    return code, [one["code"] for one in result["failures"]]
 
 
 def test_the_report_of_a_rented_machine_is_genuine_and_in_debug_mode() -> None:
@@ -88,6 +97,18 @@ def test_the_report_of_a_rented_machine_is_genuine_and_in_debug_mode() -> None:
     assert verified(name, *options) == (12, ["collateral-missing"])
 
 
-def test_a_quote_with_a_body_that_is_newer_than_this_is_refused() -> None:
-    """Type 4, of 885 bytes: TDX 1.5 with what a TD was made with. Nothing of it is guessed."""
-    assert verified("tdx/dcap-qvl/tdx_quote_td15ex") == (65, ["unsupported-quote"])
+def test_a_real_quote_with_an_extended_body_is_genuine_and_dcap_qvl_says_the_same() -> None:
+    """Type 4, of 885 bytes: TDX 1.5 with what a TD was made with, from a machine that signed it in 2026."""
+    name, at = "tdx/dcap-qvl/tdx_quote_td15ex", datetime(2026, 10, 15, tzinfo=UTC)
+    collateral = vector_path(f"{name}_collateral.json")
+    code, result = said_of(name, f"--endorsements={collateral}", f"--at={rfc3339(at)}")
+    assert (code, result["failures"]) == (0, [])
+    claims = result["parts"]["cpu0"]["claims"]
+    assert (claims["quote_version"], claims["body"]) == (5, "TD 1.5, extended")
+    assert claims["extension"]["init_servtd_hash"] == bytes(48).hex()
+    theirs = dcap_qvl.verify(
+        vector_path(name).read_bytes(),
+        dcap_qvl.QuoteCollateralV3.from_json(collateral.read_text()),
+        int(at.timestamp()),
+    )
+    assert (theirs.status, theirs.advisory_ids) == (claims["tcb"]["status"], [])

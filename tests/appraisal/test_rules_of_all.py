@@ -16,14 +16,14 @@ from tests.rego.support import POLICY
 
 from sealwright.appraisal.ear import submodule
 from sealwright.appraisal.evidence import appraise_evidence
-from sealwright.appraisal.platform import Platforms, appraise, is_confidential, together
+from sealwright.appraisal.platform import Platforms, Rules, appraise, is_confidential, together
 from sealwright.appraisal.policy import KeyPolicy, TrustFile
 from sealwright.appraisal.rego import RegoRule
 from sealwright.cli import main
 from sealwright.client.trust_source import TrustSource
 from sealwright.crypto.encoding import rfc3339
 from sealwright.endorsement.x509 import fingerprint
-from sealwright.errors import VerificationError
+from sealwright.errors import SettingsError, VerificationError
 from sealwright.evidence.envelope import EvidenceEnvelope
 from sealwright.testing.nvgpu import DRIVER, GPU_VBIOS, FakeNvidia
 from sealwright.testing.snp import SnpTestPlatform
@@ -55,18 +55,26 @@ def test_a_level_that_was_revoked_is_not_confidential_whatever_a_policy_admits()
         assert (found.confidential, found.vector["runtime-opaque"]) == (False, 96)
 
 
-def test_builds_of_a_tpm_are_those_of_a_vtpm() -> None:
-    rules: dict[str, Any] = {
-        "minimum_firmware": "00" * 8,
-        "vendor_roots": True,
-        "reference": {"signers": {"keys": public(KEYS[0])}, "values": [envelope(values())]},
-    }
-    for name in ("tpm", "vtpm"):
-        platforms = Platforms.model_validate({name: rules})
-        ready = platforms.rules(name, NOW)
-        assert ready is not None
-        assert ready.listed == {"pcr4", "pcr9"}
-        assert ready.names_code(verified(platform="tpm", pcr4=b"\xaa" * 32, pcr9=b"\xbb" * 32))
+@pytest.mark.parametrize("name", ["tpm", "vtpm"])
+def test_builds_of_a_tpm_are_not_those_of_a_vtpm(name: str) -> None:
+    def ready(platform: str) -> Rules | None:
+        rules: dict[str, Any] = {
+            "minimum_firmware": "00" * 8,
+            "vendor_roots": True,
+            "reference": {
+                "signers": {"keys": public(KEYS[0])},
+                "values": [envelope(values(platform=platform))],
+            },
+        }
+        return Platforms.model_validate({name: rules}).rules(name, NOW)
+
+    found = ready(name)
+    assert found is not None
+    assert found.listed == {"pcr4", "pcr9"}
+    assert found.names_code(verified(platform="tpm", pcr4=b"\xaa" * 32, pcr9=b"\xbb" * 32))
+    with pytest.raises(SettingsError) as refused:
+        ready({"tpm": "vtpm", "vtpm": "tpm"}[name])
+    assert refused.value.code == "reference-values-platform"
 
 
 def _gpu_policy(nvidia: FakeNvidia, snp: SnpTestPlatform, rego: dict[str, Any]) -> KeyPolicy:

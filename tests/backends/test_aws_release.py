@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.backends.mocks import MockAwsKms, enveloped
 from tests.backends.stands import NOW, aws_environment, platform
@@ -143,6 +143,7 @@ def test_another_key_does_not_open_it() -> None:
 
 
 @settings(max_examples=150, deadline=None)
+@example(at=35359, flip=32)  # an algorithm without its name
 @given(st.integers(0, 10**6), st.integers(1, 255))
 def test_a_changed_byte_is_refused_or_gives_another_key(at: int, flip: int) -> None:
     good = enveloped(b"k" * 32, PRIVATE.public_key())

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
-from tests.intel.support import NOW, caches, day, everything, parse_quote, quote_bytes, verify
+from tests.intel.support import NOW, caches, collateral, day, everything, parse_quote, quote_bytes, verify
 
 from sealwright.endorsement.bag import Endorsements
 from sealwright.errors import SealwrightError
@@ -33,8 +33,13 @@ def test_every_byte(name: str, at: str) -> None:
     assert _accepted(raw, everything(day(at)), Context(at=day(at), **caches())) == []
 
 
+def test_every_byte_of_a_real_body_with_extension() -> None:
+    name, at = "tdx/dcap-qvl/tdx_quote_td15ex", day("2026-10-15")
+    found = Endorsements.detect(collateral(f"{name}_collateral.json"))
+    assert _accepted(quote_bytes(name), found, Context(at=at, **caches())) == []
+
+
 def test_every_byte_of_a_body_with_extension() -> None:
-    """No quote of this type is public: one of a fake platform."""
     with pytest.warns(FakePlatformWarning):
         platform = TdxTestPlatform(NOW)
     raw, blobs = platform.evidence(

@@ -23,6 +23,7 @@ from sealwright.endorsement.bag import Endorsements
 from sealwright.errors import SealwrightError
 from sealwright.evidence.azure import AzureEvidence
 from sealwright.evidence.envelope import EvidenceEnvelope, VtpmEvidence
+from sealwright.evidence.tpm import TpmQuote
 from sealwright.testing.nvgpu import FakeNvidia
 from sealwright.testing.snp import SnpTestPlatform
 from sealwright.testing.software import FakePlatformWarning, SoftwareTestPlatform
@@ -52,6 +53,8 @@ REAL = {
 # are what is appraised.
 HCL_VERSION = frozenset({4})
 TD_REPORT = frozenset({*range(32, 160), *range(224, 544), *range(752, 1056)})
+# Of a TPM's evidence the attributes of its attestation key that are not asked for (who may use it, say). None of them is
+# in its certificate: the CA that issued that vouches for those that are asked for.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +159,11 @@ def _holds(whole: Whole, envelope: EvidenceEnvelope) -> bool:
 
 def _means_nothing(whole: Whole, envelope: EvidenceEnvelope) -> bool:
     """Say whether only bytes that are named above differ."""
+    if envelope.type == "tpm":
+        return _same_but_for_attributes(whole.envelope.evidence, envelope.evidence)
+    if whole.envelope.vtpm is not None and envelope.vtpm is not None:
+        unchanged = envelope.model_copy(update={"vtpm": whole.envelope.vtpm}) == whole.envelope
+        return unchanged and _same_but_for_attributes(whole.envelope.vtpm.evidence, envelope.vtpm.evidence)
     if not envelope.type.startswith("az-"):
         return False
     before, after = AzureEvidence.parse(whole.envelope.evidence), AzureEvidence.parse(envelope.evidence)
@@ -163,3 +171,10 @@ def _means_nothing(whole: Whole, envelope: EvidenceEnvelope) -> bool:
     differing = {place for place, (one, other) in enumerate(both) if one != other}
     same = replace(after, hcl=before.hcl).encode() == whole.envelope.evidence
     return same and differing <= whole.unchecked
+
+
+def _same_but_for_attributes(raw: bytes, changed: bytes) -> bool:
+    """Say whether only attributes of the attestation key differ."""
+    before, after = TpmQuote.parse(raw), TpmQuote.parse(changed)
+    attributes = before.ak_public.objectAttributes
+    return replace(after, ak_public=replace(after.ak_public, objectAttributes=attributes)) == before

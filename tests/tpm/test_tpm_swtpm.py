@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -311,3 +312,13 @@ def test_report_data_of_64_bytes(enrolled: Enrolled) -> None:
         for wrong in (bytes(64), b"short"):
             with pytest.raises(ValueError, match="64 bytes"):
                 attester.quote(wrong)
+
+
+def test_threads_share_an_attester(enrolled: Enrolled) -> None:
+    """One attests for each connection of a TLS server, say: no answer may go to another thread's question."""
+    asked = [bytes([number]) * 48 for number in range(1, 17)]
+    with enrolled.attester() as attester, ThreadPoolExecutor(8) as pool:
+        for wanted, envelope in zip(
+            asked, pool.map(lambda one: attester.quote(one + bytes(16)), asked), strict=True
+        ):
+            assert enrolled.verify(envelope, expected=wanted + bytes(16)).report_data == wanted

@@ -9,6 +9,7 @@ from sealwright.attester.base import STAGE
 from sealwright.crypto.canonical import parse_json
 from sealwright.crypto.encoding import b64url, b64url_decode
 from sealwright.errors import EvidenceFormatError, FormatError, UnavailableError
+from sealwright.protocol.body import PLAIN, parts
 
 IMDS = "http://169.254.169.254"
 TD_QUOTE = "/acc/tdquote"
@@ -56,7 +57,7 @@ def imds(path: str, body: bytes | None) -> bytes:
     """
     import httpx2  # an enclave that brings its own `http` has no need of it in its image
 
-    headers = {"Metadata": "true"} if body is None else {"Content-Type": "application/json"}
+    headers = {"Metadata": "true", **PLAIN} if body is None else {"Content-Type": "application/json", **PLAIN}
     found = bytearray()
     try:
         with (
@@ -67,7 +68,7 @@ def imds(path: str, body: bytes | None) -> bytes:
         ):
             if answer.status_code != 200:
                 raise _unreachable(f"it answers {answer.status_code} to {path}")
-            for part in answer.iter_bytes():
+            for part in parts(answer):
                 found += part
                 if len(found) > MAX_ANSWER:
                     raise _unreachable(f"its answer to {path} is over {MAX_ANSWER} bytes")

@@ -44,7 +44,6 @@ CaFile = Annotated[
     Path | None,
     typer.Option("--ca-file", help="CAs to believe for TLS, in place of the system's.", exists=True),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @dataclass(frozen=True, slots=True)

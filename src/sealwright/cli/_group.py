@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
-EXISTING = {"exists": True, "dir_okay": False}  # of options and arguments that name a file
+# Of options and arguments that name what is there.
+FILE = {"exists": True, "dir_okay": False}
+FOLDER = {"exists": True, "file_okay": False}
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 

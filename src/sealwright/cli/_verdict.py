@@ -111,7 +111,7 @@ def _lines(report: EvidenceReport, failures: Sequence[AppraisalFailure], explain
         yield ""
         yield from _tree(name, one)
     for name, value in report.log_only.items():
-        yield f"  {name:<20}{value.hex()}"
+        yield f"  {name:<19} {value.hex()}"
     if report.boot:
         yield ""
         yield "what booted"
@@ -159,10 +159,10 @@ def _tree(name: str, one: Verified) -> Iterator[str]:
     for condition in one.conditions:
         yield f"  condition           {condition.text}  [{condition.code}]"
     for register, value in one.registers.items():
-        yield f"  {register:<20}{value.hex()}"
+        yield f"  {register:<19} {value.hex()}"
     for fact, said in one.facts.items():
         if fact != "boot" and said not in (None, [], {}, ""):
-            yield f"  {fact:<20}{_text(said)}"
+            yield f"  {fact:<19} {_text(said)}"
     for use in one.collateral:
         yield f"  collateral          {_use(use)}"
     for sentence in one.not_proved:

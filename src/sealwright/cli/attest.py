@@ -13,10 +13,12 @@ import typer
 from sealwright.audit.report import check_bundle
 from sealwright.cli import _local
 from sealwright.cli._files import load_trust
+from sealwright.cli._group import Json
 from sealwright.cli._output import emit
 from sealwright.cli.verify import lines_of, result_of
 from sealwright.errors import UnavailableError
 from sealwright.protocol.attestation import ATTESTATION_PATH, MAX_BUNDLE, AttestationRequest
+from sealwright.protocol.body import PLAIN, parts
 
 
 def command(
@@ -61,7 +63,7 @@ def command(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Keep the bundle, or the evidence, here.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Ask a running enclave for evidence over a fresh nonce and verify it, or collect that of this machine."""
     if local:
@@ -121,13 +123,13 @@ def _ask(url: str, request: AttestationRequest) -> bytes:
 
 
 def _http() -> httpx2.Client:
-    return httpx2.Client(timeout=30, follow_redirects=False, headers={"accept-encoding": "identity"})
+    return httpx2.Client(timeout=30, follow_redirects=False, headers=PLAIN)
 
 
 def _bounded(answer: httpx2.Response) -> bytes | None:
     """Return the body; None: it is larger than a bundle."""
     body = bytearray()
-    for part in answer.iter_raw():
+    for part in parts(answer):
         body += part
         if len(body) > MAX_BUNDLE:
             return None

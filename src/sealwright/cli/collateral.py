@@ -15,7 +15,6 @@ from sealwright.cli._collateral import (
     CacheDir,
     CaFile,
     HostsFile,
-    Json,
     Proxy,
     collect,
     described,
@@ -32,6 +31,7 @@ from sealwright.cli._collateral import (
     write_blobs,
 )
 from sealwright.cli._files import read_input
+from sealwright.cli._group import FILE, Json, group
 from sealwright.cli._keys import load_owner_key
 from sealwright.cli._output import emit, note
 from sealwright.client.receipt_store import replace_file
@@ -46,15 +46,9 @@ from sealwright.collateral.surroundings import Patience
 from sealwright.crypto.encoding import b64url_decode, rfc3339
 from sealwright.errors import CollateralError, SettingsError
 
-app = typer.Typer(
-    help="Fetch, keep and carry what vendors publish: certificates, CRLs, TCB info, RIMs.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-)
-_EXISTING = {"exists": True, "dir_okay": False}
+app = group("Fetch, keep and carry what vendors publish: certificates, CRLs, TCB info, RIMs.")
 Files = Annotated[
-    list[Path] | None, typer.Argument(metavar="FILE", help="Evidence to fetch collateral for.", **_EXISTING)
+    list[Path] | None, typer.Argument(metavar="FILE", help="Evidence to fetch collateral for.", **FILE)
 ]
 Needs = Annotated[
     list[str] | None, typer.Option("--need", metavar="KIND/KEY", help="One piece, by its name in `list`.")
@@ -178,7 +172,7 @@ def pack_(
 
 @app.command("import")
 def import_(
-    file: Annotated[Path, typer.Argument(metavar="PACK", help="A collateral pack.", **_EXISTING)],
+    file: Annotated[Path, typer.Argument(metavar="PACK", help="A collateral pack.", **FILE)],
     signer: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY", help="Public key (base64url) that must have signed it."),

@@ -13,6 +13,7 @@ import typer
 import uvicorn
 
 from sealwright.cli import _notify
+from sealwright.cli._group import FILE, Json
 from sealwright.cli._output import emit, note
 from sealwright.client.connect import LocalEndpoint, Upstream
 from sealwright.client.httpx_transport import async_http_client, http_client
@@ -20,14 +21,12 @@ from sealwright.client.receipt_store import ReceiptStore, replace_file
 from sealwright.client.trust_source import read_file
 from sealwright.errors import SealwrightError, SettingsError, UnavailableError, VerificationError
 
-_EXISTING = {"exists": True, "dir_okay": False}
-
 
 def command(
-    trust: Annotated[Path, typer.Option(help="The trust file: whom to talk to.", **_EXISTING)],
+    trust: Annotated[Path, typer.Option(help="The trust file: whom to talk to.", **FILE)],
     url: Annotated[str, typer.Option(metavar="URL", help="Of the enclave, or of the relay before it.")],
     credential_file: Annotated[
-        Path, typer.Option(help="File with the enclave's credential (swk_…).", **_EXISTING)
+        Path, typer.Option(help="File with the enclave's credential (swk_…).", **FILE)
     ],
     listen: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Loopback address; port 0: any free one.")
@@ -36,7 +35,7 @@ def command(
     token_file: Annotated[
         Path | None, typer.Option(help="Write the local token here (mode 0600), instead of printing it.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Offer an attested model as a local OpenAI endpoint.
 

@@ -18,6 +18,7 @@ import typer
 
 from sealwright.cli._attack import Target
 from sealwright.cli._attacks import ATTACKS
+from sealwright.cli._group import Json
 from sealwright.cli._output import plain
 from sealwright.cli._relay import Relay
 from sealwright.cli._search import files, search
@@ -37,7 +38,7 @@ def command(
     attack: Annotated[
         bool, typer.Option("--attacks/--no-attacks", help="Also attack what was built.")
     ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Tell the whole story on this machine, on a real language model.
 

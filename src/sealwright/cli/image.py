@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import typer
-
+from sealwright.cli._group import group
 from sealwright.cli.image_boot import boot, config_disk
 from sealwright.cli.image_build import build, sign_disk
 from sealwright.cli.image_eif import eif
@@ -11,12 +10,7 @@ from sealwright.cli.image_id_block import id_block
 from sealwright.cli.image_oci import oci, oci_verify
 from sealwright.cli.image_predict import predict
 
-app = typer.Typer(
-    help="Build images, and say what they measure to.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-)
+app = group("Build images, and say what they measure to.")
 
 
 @app.callback()

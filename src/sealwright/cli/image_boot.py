@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from sealwright.cli._files import read_input
+from sealwright.cli._group import Json
 from sealwright.cli._output import emit, note
 from sealwright.crypto.document import validated
 from sealwright.errors import SettingsError, UnavailableError
@@ -25,7 +26,6 @@ from sealwright.protocol.enclave_config import TenantList
 
 _ENDED = re.compile(r"sealwright: enclave: ended with exit code (\d{1,3})\n")
 _POLL_S = 0.2
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 def config_disk(

@@ -7,17 +7,14 @@ from typing import Annotated
 
 import typer
 
+from sealwright.cli._group import FILE, FOLDER, Json
 from sealwright.cli._output import emit, note
-
-_FILE = {"exists": True, "dir_okay": False}
-_FOLDER = {"exists": True, "file_okay": False}
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 def build(
-    lock: Annotated[Path, typer.Option(help="The packages by digest: deploy/oci/lock.json.", **_FILE)],
-    packages: Annotated[Path, typer.Option(metavar="DIR", help="The files that the lock names.", **_FOLDER)],
-    wheel: Annotated[Path, typer.Option(help="Sealwright's own wheel.", **_FILE)],
+    lock: Annotated[Path, typer.Option(help="The packages by digest: deploy/oci/lock.json.", **FILE)],
+    packages: Annotated[Path, typer.Option(metavar="DIR", help="The files that the lock names.", **FOLDER)],
+    wheel: Annotated[Path, typer.Option(help="Sealwright's own wheel.", **FILE)],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the image goes; empty or absent.")],
     name: Annotated[str, typer.Option(help="Name of the image.")] = "chat",
     as_json: Json = False,
@@ -43,8 +40,8 @@ def build(
 
 
 def sign_disk(
-    image: Annotated[Path, typer.Argument(help="Folder that `image build` wrote.", **_FOLDER)],
-    signed: Annotated[Path, typer.Argument(help="guest.efi, signed for Secure Boot.", **_FILE)],
+    image: Annotated[Path, typer.Argument(help="Folder that `image build` wrote.", **FOLDER)],
+    signed: Annotated[Path, typer.Argument(help="guest.efi, signed for Secure Boot.", **FILE)],
     out: Annotated[Path, typer.Option(help="Where the disk goes.")],
     as_json: Json = False,
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from sealwright.cli._group import FILE, Json
 from sealwright.cli._output import emit
 from sealwright.cli._signing import write_new
 from sealwright.client.trust_source import read_file
@@ -15,18 +16,16 @@ from sealwright.image.predict.files import MAX_COMMAND_LINE, command_line
 from sealwright.image.predict.nitro import predict_nitro
 from sealwright.image.predict.reader import MAX_FILE
 
-_FILE = {"exists": True, "dir_okay": False}
-
 
 def eif(
-    kernel: Annotated[Path, typer.Option(help="Kernel.", **_FILE)],
-    cmdline: Annotated[Path, typer.Option(help="File with the command line.", **_FILE)],
-    ramdisk: Annotated[list[Path], typer.Option(help="Ramdisk; the first starts the others.", **_FILE)],
+    kernel: Annotated[Path, typer.Option(help="Kernel.", **FILE)],
+    cmdline: Annotated[Path, typer.Option(help="File with the command line.", **FILE)],
+    ramdisk: Annotated[list[Path], typer.Option(help="Ramdisk; the first starts the others.", **FILE)],
     name: Annotated[str, typer.Option(help="Of the image.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Where it goes; it must not exist.")],
     image_version: Annotated[str, typer.Option(help="Of the image.")] = "1",
     arm64: Annotated[bool, typer.Option("--arm64", help="For Graviton; default: x86-64.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Write an enclave image (EIF), unsigned, and say what it measures to."""
     image = Eif.make(

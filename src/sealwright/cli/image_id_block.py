@@ -12,26 +12,26 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from sealwright.cli._files import hex_option
+from sealwright.cli._group import FILE, Json
 from sealwright.cli._keys import read_secret
 from sealwright.cli._output import emit
 from sealwright.errors import SettingsError
 from sealwright.image.idblock import IdBlock, key_digest, sign_id_block
 
-_FILE = {"exists": True, "dir_okay": False}
 _DEFAULT_POLICY = 0x30000  # SMT allowed, and the bit that is always set
 
 
 def id_block(
     measurement: Annotated[str, typer.Option(metavar="HEX", help="From `image predict`.")],
-    id_key: Annotated[Path, typer.Option(help="P-384 private key, PEM, mode 0600.", **_FILE)],
+    id_key: Annotated[Path, typer.Option(help="P-384 private key, PEM, mode 0600.", **FILE)],
     author_key: Annotated[
-        Path | None, typer.Option(help="That certifies the ID key; P-384, PEM.", **_FILE)
+        Path | None, typer.Option(help="That certifies the ID key; P-384, PEM.", **FILE)
     ] = None,
     policy: Annotated[str, typer.Option(metavar="HEX", help="Guest policy.")] = f"{_DEFAULT_POLICY:016x}",
     family_id: Annotated[str, typer.Option(metavar="HEX", help="16 bytes.")] = "00" * 16,
     image_id: Annotated[str, typer.Option(metavar="HEX", help="16 bytes.")] = "00" * 16,
     svn: Annotated[int, typer.Option(min=0, max=(1 << 32) - 1, help="Counts security fixes.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Sign an ID block, and print it as QEMU takes it, with the key digests that reports will have."""
     block = IdBlock(

@@ -7,21 +7,18 @@ from typing import Annotated, Literal
 
 import typer
 
+from sealwright.cli._group import FILE, FOLDER, Json
 from sealwright.cli._output import emit
-
-_FILE = {"exists": True, "dir_okay": False}
-_FOLDER = {"exists": True, "file_okay": False}
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 def oci(
     kind: Annotated[Literal["broker", "enclave", "client"], typer.Argument(help="Which image.")],
-    lock: Annotated[Path, typer.Option(help="The packages by digest: deploy/oci/lock.json.", **_FILE)],
-    packages: Annotated[Path, typer.Option(metavar="DIR", help="The files that the lock names.", **_FOLDER)],
-    wheel: Annotated[Path, typer.Option(help="Sealwright's own wheel.", **_FILE)],
+    lock: Annotated[Path, typer.Option(help="The packages by digest: deploy/oci/lock.json.", **FILE)],
+    packages: Annotated[Path, typer.Option(metavar="DIR", help="The files that the lock names.", **FOLDER)],
+    wheel: Annotated[Path, typer.Option(help="Sealwright's own wheel.", **FILE)],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the OCI layout goes; empty or absent.")],
     key: Annotated[
-        Path | None, typer.Option(help="Sign with this private key: P-256 or Ed25519, PEM.", **_FILE)
+        Path | None, typer.Option(help="Sign with this private key: P-256 or Ed25519, PEM.", **FILE)
     ] = None,
     reference: Annotated[
         str, typer.Option(help="Repository that the signature is for, such as registry.example/broker.")
@@ -51,9 +48,9 @@ def oci(
 
 
 def oci_verify(
-    layout: Annotated[Path, typer.Argument(help="Folder of an OCI layout.", **_FOLDER)],
+    layout: Annotated[Path, typer.Argument(help="Folder of an OCI layout.", **FOLDER)],
     name: Annotated[str, typer.Argument(help="Name of the image in it: broker, enclave or client.")],
-    key: Annotated[Path, typer.Option(help="The signer's public key, PEM.", **_FILE)],
+    key: Annotated[Path, typer.Option(help="The signer's public key, PEM.", **FILE)],
     reference: Annotated[str, typer.Option(help="Repository that it was signed for.")],
     as_json: Json = False,
 ) -> None:

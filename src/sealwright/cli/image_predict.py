@@ -10,6 +10,7 @@ import typer
 
 from sealwright.cli import _predict as parts
 from sealwright.cli._files import time_option
+from sealwright.cli._group import FILE, Json
 from sealwright.cli._output import emit
 from sealwright.crypto.encoding import hex_decode
 from sealwright.errors import FormatError
@@ -19,7 +20,6 @@ from sealwright.image.predict.targets import TARGETS, Inputs, Target, values
 from sealwright.image.predict.tdx import PageOrder
 from sealwright.image.predict.vmsa import Vmm
 
-_FILE = {"exists": True, "dir_okay": False}
 _IN = "What is measured"
 _SB = "Secure Boot"
 _VM = "Virtual machine"
@@ -38,34 +38,34 @@ def predict(
         typer.Argument(metavar="[DIR]", exists=True, file_okay=False, help="What `image build` wrote."),
     ] = None,
     uki: Annotated[
-        Path | None, typer.Option(help="Unified kernel image.", rich_help_panel=_IN, **_FILE)
+        Path | None, typer.Option(help="Unified kernel image.", rich_help_panel=_IN, **FILE)
     ] = None,
-    kernel: Annotated[Path | None, typer.Option(help="Kernel (SNP).", rich_help_panel=_IN, **_FILE)] = None,
-    initrd: Annotated[Path | None, typer.Option(help="Initrd (SNP).", rich_help_panel=_IN, **_FILE)] = None,
+    kernel: Annotated[Path | None, typer.Option(help="Kernel (SNP).", rich_help_panel=_IN, **FILE)] = None,
+    initrd: Annotated[Path | None, typer.Option(help="Initrd (SNP).", rich_help_panel=_IN, **FILE)] = None,
     cmdline: Annotated[
-        Path | None, typer.Option(help="File with the command line (SNP).", rich_help_panel=_IN, **_FILE)
+        Path | None, typer.Option(help="File with the command line (SNP).", rich_help_panel=_IN, **FILE)
     ] = None,
     disk: Annotated[
-        Path | None, typer.Option(help="Disk image: its partition table (TDX).", rich_help_panel=_IN, **_FILE)
+        Path | None, typer.Option(help="Disk image: its partition table (TDX).", rich_help_panel=_IN, **FILE)
     ] = None,
     eif: Annotated[
-        Path | None, typer.Option(help="Enclave image (Nitro Enclaves).", rich_help_panel=_IN, **_FILE)
+        Path | None, typer.Option(help="Enclave image (Nitro Enclaves).", rich_help_panel=_IN, **FILE)
     ] = None,
     certificate: Annotated[
-        Path | None, typer.Option(help="That signs the enclave image, PEM.", rich_help_panel=_IN, **_FILE)
+        Path | None, typer.Option(help="That signs the enclave image, PEM.", rich_help_panel=_IN, **FILE)
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="Enclave config.", rich_help_panel=_IN, **_FILE)] = None,
+    config: Annotated[Path | None, typer.Option(help="Enclave config.", rich_help_panel=_IN, **FILE)] = None,
     register: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=HEX", help="A value known from elsewhere.", rich_help_panel=_IN),
     ] = None,
     variables: Annotated[
-        Path | None, typer.Option("--vars", help="OVMF_VARS file.", rich_help_panel=_SB, **_FILE)
+        Path | None, typer.Option("--vars", help="OVMF_VARS file.", rich_help_panel=_SB, **FILE)
     ] = None,
-    pk: Annotated[Path | None, typer.Option(help="Signature list.", rich_help_panel=_SB, **_FILE)] = None,
-    kek: Annotated[Path | None, typer.Option(help="Signature list.", rich_help_panel=_SB, **_FILE)] = None,
-    db: Annotated[Path | None, typer.Option(help="Signature list.", rich_help_panel=_SB, **_FILE)] = None,
-    dbx: Annotated[Path | None, typer.Option(help="Signature list.", rich_help_panel=_SB, **_FILE)] = None,
+    pk: Annotated[Path | None, typer.Option(help="Signature list.", rich_help_panel=_SB, **FILE)] = None,
+    kek: Annotated[Path | None, typer.Option(help="Signature list.", rich_help_panel=_SB, **FILE)] = None,
+    db: Annotated[Path | None, typer.Option(help="Signature list.", rich_help_panel=_SB, **FILE)] = None,
+    dbx: Annotated[Path | None, typer.Option(help="Signature list.", rich_help_panel=_SB, **FILE)] = None,
     secure_boot: Annotated[
         SecureBootOff | None,
         typer.Option(
@@ -77,7 +77,7 @@ def predict(
         Boot, typer.Option(help="kernel: the firmware is given it (QEMU's -kernel).", rich_help_panel=_VM)
     ] = "disk",
     firmware: Annotated[
-        Path | None, typer.Option(help="OVMF image (SNP, TDX).", rich_help_panel=_VM, **_FILE)
+        Path | None, typer.Option(help="OVMF image (SNP, TDX).", rich_help_panel=_VM, **FILE)
     ] = None,
     shape: Annotated[
         list[str] | None,
@@ -97,7 +97,7 @@ def predict(
         Algorithm | None, typer.Option(help="Of a TPM; default: the platform's.", rich_help_panel=_VM)
     ] = None,
     explain: Annotated[
-        Path | None, typer.Option(metavar="LOG", help="Compare with a real event log.", **_FILE)
+        Path | None, typer.Option(metavar="LOG", help="Compare with a real event log.", **FILE)
     ] = None,
     out: Annotated[
         Path | None,
@@ -105,7 +105,7 @@ def predict(
     ] = None,
     key: Annotated[
         list[Path] | None,
-        typer.Option(help="A signer's private key; repeat it.", rich_help_panel=_OUT, **_FILE),
+        typer.Option(help="A signer's private key; repeat it.", rich_help_panel=_OUT, **FILE),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Of the product.", rich_help_panel=_OUT)] = None,
     version: Annotated[int, typer.Option(min=1, help="Counts up.", rich_help_panel=_OUT)] = 1,
@@ -120,9 +120,9 @@ def predict(
         typer.Option(help="Log directory.", rich_help_panel=_OUT, exists=True, file_okay=False),
     ] = None,
     log_key: Annotated[
-        Path | None, typer.Option(help="The log's private key.", rich_help_panel=_OUT, **_FILE)
+        Path | None, typer.Option(help="The log's private key.", rich_help_panel=_OUT, **FILE)
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Say what a guest image measures to, from its files alone; with --out, sign it as reference values."""
     target = TARGETS[platform]

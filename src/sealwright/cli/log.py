@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from sealwright.cli._group import EXISTING, Json, group
+from sealwright.cli._group import FILE, Json, group
 from sealwright.cli._output import emit
 from sealwright.cli._signing import write_new
 from sealwright.crypto.encoding import b64url, rfc3339
@@ -84,7 +84,7 @@ def prove(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the .tlog-proof goes.")],
     index: Index = None,
     entry: Annotated[
-        Path | None, typer.Option(help="File with the entry, in place of INDEX.", **EXISTING)
+        Path | None, typer.Option(help="File with the entry, in place of INDEX.", **FILE)
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -112,11 +112,9 @@ def prove(
 def verify(
     directory: Directory,
     key: Annotated[str | None, typer.Option(metavar="VKEY", help="The log's verifier key.")] = None,
-    policy: Annotated[
-        Path | None, typer.Option(help="A log policy (c2sp.org/tlog-policy).", **EXISTING)
-    ] = None,
+    policy: Annotated[Path | None, typer.Option(help="A log policy (c2sp.org/tlog-policy).", **FILE)] = None,
     previous: Annotated[
-        Path | None, typer.Option(help="An earlier checkpoint, kept elsewhere.", **EXISTING)
+        Path | None, typer.Option(help="An earlier checkpoint, kept elsewhere.", **FILE)
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -13,7 +13,7 @@ import typer
 from sealwright.appraisal.policy import KeyPolicy
 from sealwright.appraisal.signed import POLICY
 from sealwright.audit.cases import Recorded, read_cases
-from sealwright.cli._group import EXISTING, Json, group
+from sealwright.cli._group import FILE, Json, group
 from sealwright.cli._output import emit
 from sealwright.cli._signing import KeyFiles, Out, signed, write_new
 from sealwright.cli.explain import explanations
@@ -22,7 +22,7 @@ from sealwright.crypto.encoding import b64url, rfc3339
 from sealwright.errors import AppraisalError, AppraisalFailure, SettingsError
 
 app = group("Read, sign and test the policies under which keys are released.")
-File = Annotated[Path, typer.Argument(metavar="POLICY", help="A policy: YAML, or signed.", **EXISTING)]
+File = Annotated[Path, typer.Argument(metavar="POLICY", help="A policy: YAML, or signed.", **FILE)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,7 @@ def try_(
     file: File,
     cases: Annotated[
         Path,
-        typer.Argument(metavar="CASES", help="YAML: recorded evidence and what is expected.", **EXISTING),
+        typer.Argument(metavar="CASES", help="YAML: recorded evidence and what is expected.", **FILE),
     ],
     as_json: Json = False,
 ) -> None:
@@ -86,7 +86,7 @@ def explain(file: File, as_json: Json = False) -> None:
 
 @app.command()
 def sign(
-    file: Annotated[Path, typer.Argument(help="A policy, YAML, that names its signers.", **EXISTING)],
+    file: Annotated[Path, typer.Argument(help="A policy, YAML, that names its signers.", **FILE)],
     key: KeyFiles,
     out: Out,
     as_json: Json = False,

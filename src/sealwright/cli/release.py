@@ -12,6 +12,7 @@ import typer
 
 from sealwright.appraisal.signed import Signers
 from sealwright.cli._files import time_option
+from sealwright.cli._group import FILE, FOLDER, Json, group
 from sealwright.cli._keys import load_owner_key, read_secret
 from sealwright.cli._output import emit, note
 from sealwright.cli._signing import KeyFiles
@@ -30,25 +31,15 @@ from sealwright.ops.release.wheel import Source
 from sealwright.tlog.keys import Signer
 from sealwright.tlog.policy import MAX_POLICY, LogPolicy
 
-app = typer.Typer(
-    help="Build, sign, log, build again and verify releases.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-)
-_FOLDER = {"exists": True, "file_okay": False}
-_FILE = {"exists": True, "dir_okay": False}
+app = group("Build, sign, log, build again and verify releases.")
 LOCAL_BUILDER = "urn:sealwright:builder:local"
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Folder = Annotated[Path, typer.Argument(metavar="RELEASE", help="Folder of the release.", **_FOLDER)]
-SourceDir = Annotated[
-    Path, typer.Option("--source", help="A git checkout of the commit to build.", **_FOLDER)
-]
-Image = Annotated[Path | None, typer.Option(help="Folder of a guest image, with image.json.", **_FOLDER)]
-Oci = Annotated[list[Path] | None, typer.Option(help="An OCI image layout; repeat it.", **_FOLDER)]
+Folder = Annotated[Path, typer.Argument(metavar="RELEASE", help="Folder of the release.", **FOLDER)]
+SourceDir = Annotated[Path, typer.Option("--source", help="A git checkout of the commit to build.", **FOLDER)]
+Image = Annotated[Path | None, typer.Option(help="Folder of a guest image, with image.json.", **FOLDER)]
+Oci = Annotated[list[Path] | None, typer.Option(help="An OCI image layout; repeat it.", **FOLDER)]
 Values = Annotated[
-    list[Path] | None, typer.Option("--reference-values", help="Reference values; repeat it.", **_FILE)
+    list[Path] | None, typer.Option("--reference-values", help="Reference values; repeat it.", **FILE)
 ]
 Builder = Annotated[str, typer.Option(metavar="URI", help="Who builds, as provenance names it.")]
 
@@ -95,8 +86,8 @@ def sign(folder: Folder, key: KeyFiles, as_json: Json = False) -> None:
 @app.command("log")
 def log_(
     folder: Folder,
-    log: Annotated[Path, typer.Option(help="Directory of the log, from `sealwright log new`.", **_FOLDER)],
-    log_key: Annotated[Path, typer.Option(help="The log's private key.", **_FILE)],
+    log: Annotated[Path, typer.Option(help="Directory of the log, from `sealwright log new`.", **FOLDER)],
+    log_key: Annotated[Path, typer.Option(help="The log's private key.", **FILE)],
     as_json: Json = False,
 ) -> None:
     """Enter a release in a log, and put the proof beside it."""
@@ -114,7 +105,7 @@ def reproduce(
     reference_values: Values = None,
     key: Annotated[
         list[Path] | None,
-        typer.Option("--key", help="Countersign with this private key; repeat it.", **_FILE),
+        typer.Option("--key", help="Countersign with this private key; repeat it.", **FILE),
     ] = None,
     builder: Builder = LOCAL_BUILDER,
     as_json: Json = False,
@@ -145,7 +136,7 @@ def verify(
     threshold: Annotated[int, typer.Option(min=1, max=16, help="How many of them have to have signed.")] = 2,
     log_key: Annotated[str | None, typer.Option(metavar="VKEY", help="The log's verifier key.")] = None,
     log_policy: Annotated[
-        Path | None, typer.Option(help="A log policy (c2sp.org/tlog-policy).", **_FILE)
+        Path | None, typer.Option(help="A log policy (c2sp.org/tlog-policy).", **FILE)
     ] = None,
     reference_signer: Annotated[
         list[str] | None,

@@ -15,6 +15,7 @@ from sealwright.appraisal.policy import KeyPolicy
 from sealwright.appraisal.signed import Signers
 from sealwright.appraisal.yaml import MAX_YAML
 from sealwright.audit.cases import read_cases
+from sealwright.cli._group import FILE, FOLDER, Json, group
 from sealwright.cli._keys import load_owner_key, read_secret
 from sealwright.cli._output import emit
 from sealwright.cli._signing import KeyFiles
@@ -31,34 +32,26 @@ from sealwright.ops.rollout.dryrun import CaseOutcome, DryRun
 from sealwright.ops.rollout.folder import Folder
 from sealwright.ops.rollout.statement import STAGES, Stage
 
-app = typer.Typer(
-    help="Bring a new build to an enclave's key, step by step, and retire the old.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-)
-_FILE = {"exists": True, "dir_okay": False}
-_FOLDER = {"exists": True, "file_okay": False}
+app = group("Bring a new build to an enclave's key, step by step, and retire the old.")
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 New = Annotated[Path, typer.Argument(metavar="ROLLOUT", help="Folder to make.")]
-Existing = Annotated[Path, typer.Argument(metavar="ROLLOUT", help="Folder of the rollout.", **_FOLDER)]
+Existing = Annotated[Path, typer.Argument(metavar="ROLLOUT", help="Folder of the rollout.", **FOLDER)]
 Broker = Annotated[str, typer.Option(help="URL of the broker.")]
-TokenFile = Annotated[Path, typer.Option(help="File with the admin token; mode 0600.", **_FILE)]
-LogDir = Annotated[Path, typer.Option("--log", help="Directory of the log of rollouts.", **_FOLDER)]
-LogKey = Annotated[Path, typer.Option(help="The log's private key.", **_FILE)]
+TokenFile = Annotated[Path, typer.Option(help="File with the admin token; mode 0600.", **FILE)]
+LogDir = Annotated[Path, typer.Option("--log", help="Directory of the log of rollouts.", **FOLDER)]
+LogKey = Annotated[Path, typer.Option(help="The log's private key.", **FILE)]
 Operator = Annotated[str, typer.Option(help="Who does it: stands in the statement.")]
-Evidence = Annotated[Path, typer.Option(help="Recorded evidence: a file of cases, YAML.", **_FILE)]
+Evidence = Annotated[Path, typer.Option(help="Recorded evidence: a file of cases, YAML.", **FILE)]
 
 
 @app.command()
 def plan(
     folder: New,
     kid: Annotated[str, typer.Option(help="Name of the key.")],
-    current: Annotated[Path, typer.Option(help="The policy that the key has now, signed.", **_FILE)],
-    canary: Annotated[Path, typer.Option(help="Old build, and a few of the new.", **_FILE)],
-    promote: Annotated[Path, typer.Option(help="Both builds.", **_FILE)],
-    retire: Annotated[Path, typer.Option(help="The new build only.", **_FILE)],
+    current: Annotated[Path, typer.Option(help="The policy that the key has now, signed.", **FILE)],
+    canary: Annotated[Path, typer.Option(help="Old build, and a few of the new.", **FILE)],
+    promote: Annotated[Path, typer.Option(help="Both builds.", **FILE)],
+    retire: Annotated[Path, typer.Option(help="The new build only.", **FILE)],
     attestations: Annotated[int, typer.Option(min=1, max=1000, help="Of the new build, before promotion.")],
     broker: Broker,
     token_file: TokenFile,
@@ -162,7 +155,7 @@ def retire(
 @app.command()
 def revoke(
     folder: Existing,
-    policy: Annotated[Path, typer.Option(help="The policy to set, signed, of a higher version.", **_FILE)],
+    policy: Annotated[Path, typer.Option(help="The policy to set, signed, of a higher version.", **FILE)],
     reason: Annotated[str, typer.Option(help="Why, in words; it is stated.")],
     broker: Broker,
     token_file: TokenFile,
@@ -171,7 +164,7 @@ def revoke(
     log_key: LogKey,
     operator: Operator,
     evidence: Annotated[
-        Path | None, typer.Option(help="Recorded evidence of what is to be refused.", **_FILE)
+        Path | None, typer.Option(help="Recorded evidence of what is to be refused.", **FILE)
     ] = None,
     as_json: Json = False,
 ) -> None:

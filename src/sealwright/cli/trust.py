@@ -13,7 +13,7 @@ from sealwright.appraisal.policy import TrustFile
 from sealwright.appraisal.signed import TRUST
 from sealwright.appraisal.software import SOFTWARE_VECTOR
 from sealwright.cli._files import load_trust, read_input
-from sealwright.cli._group import EXISTING, Json, group
+from sealwright.cli._group import FILE, Json, group
 from sealwright.cli._output import emit, note
 from sealwright.cli._signing import KeyFiles, Out, signed, write_new
 from sealwright.client.receipt_store import create_private, replace_file
@@ -38,11 +38,11 @@ def new(
     ] = None,
     code: Annotated[list[str] | None, typer.Option(metavar="HEX", help="Code: register 0.")] = None,
     from_measurement: Annotated[
-        Path | None, typer.Option(help="Code from `enclave measure --json`.", **EXISTING)
+        Path | None, typer.Option(help="Code from `enclave measure --json`.", **FILE)
     ] = None,
     from_bundle: Annotated[
         Path | None,
-        typer.Option(help="Fill what is missing from a bundle of `attest --out`, on faith.", **EXISTING),
+        typer.Option(help="Fill what is missing from a bundle of `attest --out`, on faith.", **FILE),
     ] = None,
     broker: Annotated[
         list[str] | None, typer.Option(metavar="KEY", help="Root of a broker (base64url).")
@@ -96,7 +96,7 @@ def new(
 
 @app.command()
 def show(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A trust file.", **EXISTING)],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A trust file.", **FILE)],
     as_json: Json = False,
 ) -> None:
     """Check that a trust file is well formed and in force, and show what it trusts."""
@@ -107,7 +107,7 @@ def show(
 
 @app.command()
 def sign(
-    file: Annotated[Path, typer.Argument(help="A trust file, YAML, that names its signers.", **EXISTING)],
+    file: Annotated[Path, typer.Argument(help="A trust file, YAML, that names its signers.", **FILE)],
     key: KeyFiles,
     out: Out,
     as_json: Json = False,
@@ -120,8 +120,8 @@ def sign(
 
 @app.command()
 def update(
-    current: Annotated[Path, typer.Argument(help="The trust file in use.", **EXISTING)],
-    new: Annotated[Path, typer.Argument(help="The signed version that is to take its place.", **EXISTING)],
+    current: Annotated[Path, typer.Argument(help="The trust file in use.", **FILE)],
+    new: Annotated[Path, typer.Argument(help="The signed version that is to take its place.", **FILE)],
     as_json: Json = False,
 ) -> None:
     """Put a newer signed version in place of a trust file, if those that the old one names have signed it."""

@@ -17,6 +17,7 @@ from sealwright.audit.html import page
 from sealwright.audit.report import BUNDLE, RECEIPT, Report, check_bundle, check_receipt, kind_of
 from sealwright.cli import _verdict
 from sealwright.cli._files import hex_option, load_trust, read_input, time_option
+from sealwright.cli._group import FILE, Json
 from sealwright.cli._output import emit, note
 from sealwright.cli._signing import write_new
 from sealwright.cli.explain import explanations
@@ -32,7 +33,6 @@ from sealwright.errors import (
 )
 from sealwright.verify.context import CollateralKind, Tolerance
 
-_EXISTING = {"exists": True, "dir_okay": False}
 _KINDS: tuple[str, ...] = get_args(CollateralKind)
 
 
@@ -40,7 +40,7 @@ def command(
     file: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE", help="Evidence of any platform, an attestation bundle or a receipt.", **_EXISTING
+            metavar="FILE", help="Evidence of any platform, an attestation bundle or a receipt.", **FILE
         ),
     ],
     kind: Annotated[
@@ -53,9 +53,9 @@ def command(
             help="A vendor's file, or a folder of them, as they are served; repeat it.", exists=True
         ),
     ] = None,
-    event_log: Annotated[Path | None, typer.Option(help="The machine's event log.", **_EXISTING)] = None,
-    trust: Annotated[Path | None, typer.Option(help="A trust file to judge by.", **_EXISTING)] = None,
-    policy: Annotated[Path | None, typer.Option(help="A key policy to judge by.", **_EXISTING)] = None,
+    event_log: Annotated[Path | None, typer.Option(help="The machine's event log.", **FILE)] = None,
+    trust: Annotated[Path | None, typer.Option(help="A trust file to judge by.", **FILE)] = None,
+    policy: Annotated[Path | None, typer.Option(help="A key policy to judge by.", **FILE)] = None,
     nonce: Annotated[
         str | None, typer.Option(metavar="HEX", help="The nonce of a bundle, or that a device answers.")
     ] = None,
@@ -79,7 +79,7 @@ def command(
     html: Annotated[
         Path | None, typer.Option("--html", help="Write the result as one page that needs nothing else.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Verify evidence offline: is it genuine, and is it allowed?
 

@@ -29,6 +29,7 @@ from sealwright.errors import (
     UnavailableError,
     VerificationError,
 )
+from sealwright.protocol.body import PLAIN, parts
 from sealwright.protocol.lease import verify_broker_keys
 from sealwright.protocol.sealing_key import SealingKey
 
@@ -52,7 +53,7 @@ class AdminClient:
         # The token goes to this address and nowhere else: no proxies from the environment, no redirects.
         self._http = httpx2.Client(
             base_url=broker_url,
-            headers={"authorization": f"Bearer {token}"},
+            headers={"authorization": f"Bearer {token}", **PLAIN},
             timeout=TIMEOUT_S,
             trust_env=False,
             transport=transport,
@@ -84,7 +85,7 @@ class AdminClient:
         try:
             with self._http.stream(method, path, json=body) as answer:
                 raw = bytearray()
-                for chunk in answer.iter_bytes():
+                for chunk in parts(answer):
                     raw += chunk
                     if len(raw) > MAX_ANSWER:
                         raise MessageFormatError("the broker's answer is too large", code="too-large")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import httpx2
 
 from sealwright.errors import CollateralError, UnavailableError
+from sealwright.protocol.body import PLAIN, parts_async
 from sealwright.tlog.proof import MAX_LOG_PROOF, LogProof
 
 BROKER_PROOFS = "/sealwright/v1/proofs/"
@@ -21,12 +22,24 @@ async def fetch_proof(
     """
     async with httpx2.AsyncClient(transport=transport, timeout=30, follow_redirects=False) as client:
         try:
-            answer = await client.get(url.rstrip("/") + BROKER_PROOFS + entry_digest)
+            target = url.rstrip("/") + BROKER_PROOFS + entry_digest
+            async with client.stream("GET", target, headers=PLAIN) as answer:
+                body = await _bounded(answer)
         except (httpx2.HTTPError, httpx2.InvalidURL) as exc:
             raise UnavailableError(
                 f"{url} does not answer ({type(exc).__name__})", code="log-unreachable", stage="log"
             ) from exc
-    return proof_text(answer.status_code, answer.content)
+    return proof_text(answer.status_code, body)
+
+
+async def _bounded(answer: httpx2.Response) -> bytes:
+    """Return the body as it was sent, not unpacked, read no further than just over the limit."""
+    body = bytearray()
+    async for part in parts_async(answer):
+        body += part
+        if len(body) > MAX_LOG_PROOF:
+            break
+    return bytes(body)
 
 
 def proof_text(status: int, body: bytes) -> str:

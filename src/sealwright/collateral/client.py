@@ -33,6 +33,7 @@ from sealwright.collateral.record import Piece
 from sealwright.collateral.sources import Answer, Hosts, Request, read_answer, request_for
 from sealwright.collateral.surroundings import Patience, Progress, World, quiet
 from sealwright.errors import FormatError, SettingsError, UnavailableError
+from sealwright.protocol.body import PLAIN
 
 MAX_REDIRECTS = 3
 
@@ -87,7 +88,7 @@ class Fetcher:
                 trust_env=environment,
                 follow_redirects=False,
                 timeout=httpx2.Timeout(self._patience.request_s, connect=self._patience.connect_s),
-                headers={"user-agent": f"sealwright/{__version__}", "accept-encoding": "identity"},
+                headers={"user-agent": f"sealwright/{__version__}", **PLAIN},
             )
         except (OSError, ValueError, httpx2.InvalidURL) as exc:
             raise SettingsError(

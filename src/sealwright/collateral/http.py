@@ -10,6 +10,7 @@ from urllib.parse import urljoin, urlsplit
 import httpx2
 
 from sealwright.errors import UnavailableError
+from sealwright.protocol.body import parts_async
 
 REDIRECTS = frozenset({301, 302, 307, 308})
 _RETRIED = frozenset({429, 500, 502, 503, 504})
@@ -49,15 +50,10 @@ async def read_body(response: httpx2.Response, limit: int) -> bytes:
         UnavailableError: `collateral-bad-answer`.
     """
     body = bytearray()
-    if response.is_stream_consumed:  # a transport that had it whole
-        body += response.content
-    else:
-        async for chunk in response.aiter_raw():
-            body += chunk
-            if len(body) > limit:
-                break
-    if len(body) > limit:
-        raise bad_answer(f"an answer of more than {limit} bytes")
+    async for part in parts_async(response):
+        body += part
+        if len(body) > limit:
+            raise bad_answer(f"an answer of more than {limit} bytes")
     return bytes(body)
 
 

@@ -104,12 +104,10 @@ def _check_oaep(algorithm: Node) -> None:
     if (name.tag, name.content) != (OID, RSAES_OAEP) or (mask_name.tag, mask_name.content) != (OID, _MGF1):
         raise _malformed()
     for one in (hash_id, mask_hash):
-        first, *others = one.parts
-        null = [(node.tag, node.content) for node in others]
-        if (
-            one.tag != SEQUENCE
-            or (first.tag, first.content) != (OID, _SHA256)
-            or null not in ([], [(5, b"")])
+        sha, null = (OID, _SHA256), (5, b"")
+        if one.tag != SEQUENCE or [(part.tag, part.content) for part in one.parts] not in (
+            [sha],
+            [sha, null],
         ):
             raise _malformed()
 

@@ -7,6 +7,7 @@ from typing import ClassVar, Self
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from sealwright.crypto.canonical import MAX_JSON
 from sealwright.crypto.document import Document
 from sealwright.crypto.dsse import Envelope
 
@@ -21,14 +22,20 @@ class Statement(Document):
         return Envelope.sign(self.PAYLOAD_TYPE, self.encode(), *keys).encode()
 
     @classmethod
-    def verify(cls, envelope: bytes, keys: Iterable[Ed25519PublicKey], *, stage: str) -> Self:
+    def verify(
+        cls, envelope: bytes, keys: Iterable[Ed25519PublicKey], *, stage: str, limit: int = MAX_JSON
+    ) -> Self:
         """Return the statement in `envelope`, proved to be signed by one of `keys`.
+
+        Args:
+            limit: largest statement accepted, bytes; the envelope may be twice that.
 
         Raises:
             MessageFormatError: not an envelope, or not this statement.
             VerificationError: another type, or no good signature by `keys`.
         """
-        return cls.parse(Envelope.parse(envelope).verify(cls.PAYLOAD_TYPE, keys, stage=stage))
+        opened = Envelope.parse(envelope, limit=2 * limit)
+        return cls.parse(opened.verify(cls.PAYLOAD_TYPE, keys, stage=stage), limit=limit)
 
     @classmethod
     def unverified(cls, envelope: bytes) -> Self:

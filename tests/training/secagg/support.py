@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from sealwright.training.secagg.coordinator import Coordinator, make_roster
-from sealwright.training.secagg.countersigner import Countersigner
+from sealwright.training.secagg.countersigner import Countersigner, Kind
 from sealwright.training.secagg.enrol import Enrolment, WorkerKeys
 from sealwright.training.secagg.fixed import Sum
-from sealwright.training.secagg.messages import Roster
+from sealwright.training.secagg.messages import Opening, Roster
 from sealwright.training.secagg.spec import RunSpec
 from sealwright.training.secagg.worker import Worker
 
@@ -24,13 +24,13 @@ from sealwright.training.secagg.worker import Worker
 class Remembered:
     """Signed rounds, in memory; a restart of the countersigner keeps it."""
 
-    rounds: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)
+    signed: dict[tuple[bytes, str], bytes] = field(default_factory=dict)
 
-    def last(self, run_spec: bytes) -> tuple[int, bytes] | None:
-        return self.rounds.get(run_spec)
+    def last(self, run_spec: bytes, kind: Kind) -> bytes | None:
+        return self.signed.get((run_spec, kind))
 
-    def record(self, run_spec: bytes, round_number: int, survivors: bytes) -> None:
-        self.rounds[run_spec] = (round_number, survivors)
+    def record(self, run_spec: bytes, kind: Kind, envelope: bytes) -> None:
+        self.signed[run_spec, kind] = envelope
 
 
 @dataclass(slots=True)
@@ -53,7 +53,8 @@ class Run:
         introduce(workers)
         remembered = Remembered()
         nonces = {worker.enrolment.worker: worker.enrolment.nonce for worker in workers}
-        return cls(spec, workers, Countersigner(spec, key, remembered), remembered, nonces)
+        countersigner = Countersigner(spec, key, remembered, random=os.urandom)
+        return cls(spec, workers, countersigner, remembered, nonces)
 
     def roster(self, workers: Iterable[Worker] | None = None) -> Roster:
         self.number += 1
@@ -62,7 +63,15 @@ class Run:
         return make_roster(self.spec, self.number, members)
 
     def coordinator(self, roster: Roster) -> Coordinator:
-        return Coordinator(self.spec, roster, [worker.enrolment for worker in self.workers])
+        return Coordinator(self.spec, self.opened(roster), [worker.enrolment for worker in self.workers])
+
+    def opened(self, roster: Roster) -> bytes:
+        """Return what the countersigner opens the round with."""
+        return self.countersigner.open(roster)
+
+    def forced(self, roster: Roster, beacon: bytes = bytes(32)) -> bytes:
+        """Return an opening that the countersigner would not sign: it has remembered nothing."""
+        return Opening(roster=roster, beacon=beacon).sign(self.countersigner._key)
 
     def by_place(self, roster: Roster, place: int) -> Worker:
         wanted = roster.members[place - 1].worker
@@ -86,7 +95,7 @@ class Run:
                 continue
             worker = self.by_place(roster, place)
             at = self.workers.index(worker)
-            coordinator.receive(worker.mask(roster.encode(), updates[at], weights[at], threads=threads))
+            coordinator.receive(worker.mask(self.opened(roster), updates[at], weights[at], threads=threads))
         signed = self.countersigner.sign(coordinator.survivors())
         for place in coordinator.received:
             worker = self.by_place(roster, place)

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Self
 
@@ -58,7 +59,7 @@ def persistent_ak(tpm: Tpm, handle: int) -> LoadedKey:
 
 
 class TpmAttester:
-    """Quotes with one attestation key. Not thread-safe: it is for one process that serves one enclave.
+    """Quotes with one attestation key, one quote at a time: threads wait for each other.
 
     Args:
         tpm: closed with this.
@@ -81,6 +82,7 @@ class TpmAttester:
     ) -> None:
         self.tpm = tpm
         self.ak = ak
+        self._lock = Lock()
         self._endorsements = tuple(endorsements)
         self._event_log = event_log
         numbers = tuple(sorted(set(pcrs)))
@@ -139,7 +141,8 @@ class TpmAttester:
         if len(report_data) != REPORT_DATA_SIZE or not any(report_data):
             raise ValueError(f"report data has {REPORT_DATA_SIZE} bytes, not all of them zero")
         wanted = report_data.rstrip(b"\0")
-        quote = self._consistent(wanted)
+        with self._lock:
+            quote = self._consistent(wanted)
         check_ours(quote.attest.extraData, wanted)
         return EvidenceEnvelope(
             type="tpm",

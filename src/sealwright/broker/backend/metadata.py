@@ -13,6 +13,7 @@ from sealwright.broker.backend.rest import CachedToken
 from sealwright.broker.backend.settings import secret_of
 from sealwright.crypto.canonical import parse_json
 from sealwright.errors import FormatError
+from sealwright.protocol.body import PLAIN, parts
 
 AZURE = "http://169.254.169.254/metadata/identity/oauth2/token"
 GOOGLE = "http://metadata.google.internal/computeMetadata/v1/instance/service-accounts/default/token"
@@ -53,9 +54,9 @@ def _fetch(
     try:
         with (
             httpx2.Client(timeout=TIMEOUT_S, trust_env=False, transport=transport) as http,
-            http.stream("GET", url, headers=dict([header])) as answer,
+            http.stream("GET", url, headers={**dict([header]), **PLAIN}) as answer,
         ):
-            for chunk in answer.iter_bytes():
+            for chunk in parts(answer):
                 raw += chunk
                 if len(raw) > MAX_TOKEN:
                     raise malformed(name, "the token is too large")

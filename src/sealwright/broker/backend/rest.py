@@ -18,6 +18,7 @@ import httpx2
 from sealwright.broker.backend.base import denied, malformed, unavailable
 from sealwright.crypto.canonical import parse_json
 from sealwright.errors import FormatError, SettingsError
+from sealwright.protocol.body import PLAIN, parts
 
 MAX_ANSWER = 1 << 20  # bytes
 _OVERLOADED = frozenset({429, 502, 503, 504})
@@ -103,8 +104,8 @@ class Rest:
         self, method: str, path: str, body: Mapping[str, object] | None, headers: Mapping[str, str]
     ) -> Answer:
         raw = bytearray()
-        with self._http.stream(method, path, json=body, headers=dict(headers)) as answer:
-            for chunk in answer.iter_bytes():
+        with self._http.stream(method, path, json=body, headers={**headers, **PLAIN}) as answer:
+            for chunk in parts(answer):
                 raw += chunk
                 if len(raw) > MAX_ANSWER:
                     raise malformed(self._name, f"it is over {MAX_ANSWER} bytes")

@@ -1,4 +1,4 @@
-"""Who neighbours whom in a round: of the roster and its nonces, never of the coordinator's choice.
+"""Who neighbours whom in a round: of the roster and the beacon that the countersigner gave it; never chosen.
 
 Spec: docs/spec/secure-aggregation.md, Round, step 2.
 """
@@ -6,7 +6,8 @@ Spec: docs/spec/secure-aggregation.md, Round, step 2.
 from __future__ import annotations
 
 from sealwright.crypto.encoding import digest
-from sealwright.training.secagg.messages import Roster
+from sealwright.training.secagg.enrol import refused
+from sealwright.training.secagg.messages import Opening, Survivors
 from sealwright.training.secagg.spec import RunSpec
 
 _LABEL = "sealwright/secagg/graph/v1"
@@ -15,7 +16,8 @@ _LABEL = "sealwright/secagg/graph/v1"
 class Graph:
     """The neighbours of each place (from 1) of a roster, in order of places."""
 
-    def __init__(self, roster: Roster, spec: RunSpec) -> None:
+    def __init__(self, opening: Opening, spec: RunSpec) -> None:
+        roster = opening.roster
         count, roster_digest = len(roster.members), roster.digest()
         if count <= spec.degree + 1:
             self._neighbours = {
@@ -25,7 +27,7 @@ class Graph:
             return
         circle = sorted(
             range(1, count + 1),
-            key=lambda place: digest(_LABEL, roster_digest, roster.members[place - 1].worker),
+            key=lambda place: digest(_LABEL, roster_digest, opening.beacon, roster.members[place - 1].worker),
         )
         steps = range(1, spec.degree // 2 + 1)
         self._neighbours = {
@@ -41,3 +43,24 @@ class Graph:
     def of(self, place: int) -> tuple[int, ...]:
         """Return the neighbours of a place."""
         return self._neighbours[place]
+
+
+def check_enough(survivors: Survivors, graph: Graph, spec: RunSpec) -> None:
+    """Prove that a survivor set is large enough, and each survivor's seeds can be opened by its alive neighbours.
+
+    Raises:
+        VerificationError: `survivors-too-few`.
+    """
+    alive = set(survivors.alive)
+    few = len(alive) < spec.min_survivors
+    if not few and spec.masked:
+        few = any(
+            len(alive.intersection(graph.of(place))) < spec.threshold_of(len(graph.of(place)))
+            for place in alive
+        )
+    if few:
+        raise refused(
+            "too few survivors, or too few beside one of them: repeat the round",
+            "survivors-too-few",
+            "survivors",
+        )

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, Self
 
 import blake3
 import numpy as np
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field, model_validator
 
 from sealwright.crypto.document import Bytes, Bytes32, Count, Digest, Document, Record
-from sealwright.crypto.dsse import Envelope
-from sealwright.crypto.statement import Statement
-from sealwright.errors import MessageFormatError
+from sealwright.crypto.statement import Statement, ed25519
+from sealwright.errors import MessageFormatError, VerificationError
+from sealwright.training.secagg.enrol import refused
 from sealwright.training.secagg.fixed import Residues
 from sealwright.training.secagg.shamir import SHARE_BYTES
-from sealwright.training.secagg.spec import MAX_ROSTER
+from sealwright.training.secagg.spec import MAX_DEGREE, MAX_ROSTER, RunSpec
 
-MAX_HEADER = 64 * 1024 * 1024  # bytes; what a worker of 4096 neighbours would write
+COMMITMENT_BYTES = 32
+MAX_HEAD = 1024  # bytes
+MAX_OPENING = 2 << 20  # bytes; a roster of 4096 has under 1 MiB
 _LENGTH = struct.Struct(">I")
 Place = Annotated[int, Field(ge=1, le=MAX_ROSTER)]  # in the roster, from 1
 Share = Annotated[Bytes, Field(min_length=SHARE_BYTES, max_length=SHARE_BYTES)]
@@ -47,6 +50,17 @@ class Roster(Document):
             raise ValueError("roster-order: members are ordered by worker, each once")
         return self
 
+    def check(self, spec: RunSpec) -> None:
+        """Prove that the roster is of this run, and of a size that it admits.
+
+        Raises:
+            VerificationError: `other-run`, `roster-size`.
+        """
+        if self.run_spec != spec.digest():
+            raise refused("the roster is of another run", "other-run", "roster")
+        if not spec.min_roster <= len(self.members) <= spec.max_roster:
+            raise refused(f"a roster of {len(self.members)} workers", "roster-size", "roster")
+
     def place(self, worker: bytes) -> int:
         """Return a worker's place, from 1; 0: it is not listed."""
         for place, member in enumerate(self.members, 1):
@@ -55,18 +69,28 @@ class Roster(Document):
         return 0
 
 
-class Commitment(Record):
-    """A commitment to the seed that a worker shares with a neighbour."""
+class Opening(Statement):
+    """A round that the countersigner has opened: its one roster, and what nobody could know before it was fixed."""
 
-    neighbour: Place
-    digest: Digest
+    PAYLOAD_TYPE: ClassVar[str] = "application/vnd.sealwright.secagg-opening.v1+json"
 
+    format: Literal["sealwright-opening/v1"] = "sealwright-opening/v1"
+    roster: Roster
+    beacon: Bytes32
 
-class SealedShares(Record):
-    """Shares for a neighbour: of the self seed, then of each pair seed in order of places; AES-256-GCM."""
+    @classmethod
+    def opened(cls, envelope: bytes, spec: RunSpec) -> Self:
+        """Return an opening, proved to be the countersigner's.
 
-    neighbour: Place
-    ciphertext: Annotated[Bytes, Field(max_length=(MAX_ROSTER + 1) * SHARE_BYTES + 16)]
+        Raises:
+            MessageFormatError: malformed. VerificationError: `roster-unsigned`, `other-run`, `roster-size`.
+        """
+        try:
+            said = cls.verify(envelope, [ed25519(spec.countersigner)], stage="roster", limit=MAX_OPENING)
+        except VerificationError as error:
+            raise refused(f"the roster is not countersigned: {error}", "roster-unsigned", "roster") from None
+        said.roster.check(spec)
+        return said
 
 
 class Masked(Statement):
@@ -80,9 +104,7 @@ class Masked(Statement):
     roster: Digest
     worker: Digest
     self_commitment: Digest
-    commitments: Annotated[list[Commitment], Field(max_length=MAX_ROSTER)]
-    shares: Annotated[list[SealedShares], Field(max_length=MAX_ROSTER)]
-    body: Digest  # BLAKE3 of the residues, little-endian
+    body: Digest  # BLAKE3 of what stands before: residues, commitments, shares
 
 
 class Survivors(Statement):
@@ -101,6 +123,10 @@ class Survivors(Statement):
         if self.alive != sorted(set(self.alive)):
             raise ValueError("alive is ordered, each place once")
         return self
+
+    def is_of(self, roster: Roster) -> bool:
+        """Return whether the set names this roster and its round; nothing is proved."""
+        return (self.run_spec, self.round, self.roster) == (roster.run_spec, roster.round, roster.digest())
 
 
 class SelfShare(Record):
@@ -133,10 +159,10 @@ class Unmask(Statement):
     format: Literal["sealwright-unmask/v1"] = "sealwright-unmask/v1"
     survivors: Digest
     worker: Digest
-    self_shares: Annotated[list[SelfShare], Field(max_length=MAX_ROSTER)]
-    pair_seeds: Annotated[list[PairSeed], Field(max_length=MAX_ROSTER)]
-    pair_shares: Annotated[list[PairShare], Field(max_length=MAX_ROSTER * 64)]
-    unopened: Annotated[list[Place], Field(max_length=MAX_ROSTER)]  # neighbours whose shares did not open
+    self_shares: Annotated[list[SelfShare], Field(max_length=MAX_DEGREE)]
+    pair_seeds: Annotated[list[PairSeed], Field(max_length=MAX_DEGREE)]
+    pair_shares: Annotated[list[PairShare], Field(max_length=MAX_DEGREE * MAX_DEGREE // 2)]
+    unopened: Annotated[list[Place], Field(max_length=MAX_DEGREE)]  # neighbours whose shares did not open
     next_nonce: Bytes32
 
 
@@ -152,45 +178,63 @@ class Hello(Statement):
     nonce: Bytes32
 
 
-def body_digest(residues: Residues) -> bytes:
-    """Return BLAKE3 (32 bytes) of residues as they travel."""
-    return blake3.blake3(np.ascontiguousarray(residues, dtype="<u4").data.cast("B")).digest()
+def sealed_bytes(neighbours: int) -> int:
+    """Return the length of what is sealed for a neighbour: shares of the self seed and each pair seed, AES-256-GCM."""
+    return (1 + neighbours) * SHARE_BYTES + 16
 
 
-def encode_masked(head: Masked, residues: Residues, key: Ed25519PrivateKey) -> bytes:
-    """Return the message: length of the head (u32), its DSSE envelope, residues."""
+def unmask_limit(spec: RunSpec) -> int:
+    """Return the size of the largest unmask, bytes: less than half of each neighbour's neighbours have dropped."""
+    neighbours = min(spec.degree, spec.max_roster - 1)
+    return 4096 + 512 * neighbours + 112 * (neighbours * neighbours // 2)
+
+
+def residues_of(message: bytearray) -> Residues:
+    """Return the residues in the memory of a message under way."""
+    return np.frombuffer(message, dtype="<u4")
+
+
+def encode_masked(message: bytearray, head: Masked, key: Ed25519PrivateKey) -> None:
+    """Complete a message of residues, commitments and shares: the DSSE envelope of its head, and its length (u32)."""
     envelope = head.sign(key)
-    body = np.ascontiguousarray(residues, dtype="<u4").data.cast("B")
-    return b"".join((_LENGTH.pack(len(envelope)), envelope, body))
+    message += envelope + _LENGTH.pack(len(envelope))
 
 
-def split_masked(message: bytes | memoryview, elements: int) -> tuple[bytes, Residues]:
-    """Return envelope and residues of a masked update, nothing verified.
+def body_digest(body: bytes | bytearray | memoryview, *, threads: int = 1) -> bytes:
+    """Return BLAKE3 (32 bytes) of what stands before the head of a masked update."""
+    return blake3.blake3(body, max_threads=threads).digest()
 
-    Args:
-        elements: residues that must be there.
 
-    Raises:
-        MessageFormatError: `masked-malformed`.
-    """
-    view = memoryview(message)
-    length = _LENGTH.unpack(view[:4])[0] if len(view) >= 4 else MAX_HEADER + 1
-    if length > MAX_HEADER or len(view) != 4 + length + 4 * elements:
-        raise MessageFormatError(
-            f"a masked update is its head and {elements} residues", code="masked-malformed"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """A masked update in its parts, nothing verified. The parts look into the message."""
+
+    envelope: bytes
+    body: memoryview  # all that is signed by its digest: residues, commitments and shares
+    residues: Residues
+    commitments: bytes  # to the seed with each neighbour, in order of places: `COMMITMENT_BYTES` each
+    shares: bytes  # what is sealed for each neighbour, in order of places: `sealed_bytes` each
+
+    @classmethod
+    def parse(cls, message: bytes | bytearray | memoryview, spec: RunSpec, neighbours: int) -> Self:
+        """Return the parts of a masked update of a worker with so many neighbours.
+
+        Raises:
+            MessageFormatError: `masked-malformed`.
+        """
+        view, residues = memoryview(message).cast("B"), 4 * (spec.elements + 1)
+        shares = residues + neighbours * COMMITMENT_BYTES
+        end = shares + neighbours * sealed_bytes(neighbours)
+        length = len(view) - end - _LENGTH.size
+        if not 0 < length <= 2 * MAX_HEAD or _LENGTH.unpack(view[-_LENGTH.size :])[0] != length:
+            raise MessageFormatError(
+                f"a masked update is {spec.elements + 1} residues, what is for {neighbours} neighbours, and a head",
+                code="masked-malformed",
+            )
+        return cls(
+            envelope=bytes(view[end : end + length]),
+            body=view[:end],
+            residues=np.frombuffer(view[:residues], dtype="<u4"),
+            commitments=bytes(view[residues:shares]),
+            shares=bytes(view[shares:end]),
         )
-    residues: Residues = np.frombuffer(view[4 + length :], dtype="<u4")
-    return bytes(view[4 : 4 + length]), residues
-
-
-def verify_masked(envelope: bytes, key: Ed25519PublicKey, residues: Residues) -> Masked:
-    """Return the head of a masked update, proved to be signed and to belong to these residues.
-
-    Raises:
-        MessageFormatError: malformed. VerificationError: `bad-signature`.
-    """
-    payload = Envelope.parse(envelope, limit=MAX_HEADER).verify(Masked.PAYLOAD_TYPE, [key], stage="masked")
-    head = Masked.parse(payload, limit=MAX_HEADER)
-    if head.body != body_digest(residues):
-        raise MessageFormatError("the residues are not those that were signed", code="masked-malformed")
-    return head

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from sealwright.crypto.document import Bytes32, Digest, Document, Name
 
 MAX_ROSTER = 4096
+MAX_DEGREE = 1024  # a masked update has the shares of degree² secrets in its head
 MAX_SUM = 2**31 - 1  # of absolute values of a sum: what fits signed 32 bits
 Mode = Literal["masked", "tee", "tee+masked"]
 
@@ -26,8 +27,8 @@ class RunSpec(Document):
     min_roster: Annotated[int, Field(ge=2, le=MAX_ROSTER)]
     max_roster: Annotated[int, Field(ge=2, le=MAX_ROSTER)]
     min_survivors: Annotated[int, Field(ge=2, le=MAX_ROSTER)]
-    degree: Annotated[int, Field(ge=2, le=MAX_ROSTER)]
-    threshold: Annotated[int, Field(ge=2, le=MAX_ROSTER)]
+    degree: Annotated[int, Field(ge=2, le=MAX_DEGREE)]
+    threshold: Annotated[int, Field(ge=2, le=MAX_DEGREE)]
     countersigner: Bytes32  # Ed25519
     enrolment_policy: Digest  # of the policy that workers are appraised under
     purpose: Annotated[str, Field(min_length=1, max_length=256)]
@@ -47,20 +48,22 @@ class RunSpec(Document):
         return self
 
     @property
-    def clip_value(self) -> Decimal:
-        """Largest absolute value of one number."""
-        try:
-            value = Decimal(self.clip)
-        except InvalidOperation as exc:  # the pattern admits none
-            raise ValueError("clip is no number") from exc
+    def clip_value(self) -> Fraction:
+        """Largest absolute value of one number. Exact: no context of the process rounds it."""
+        value = Fraction(self.clip)
         if not value:
             raise ValueError("clip is zero")
         return value
 
     @property
+    def steps(self) -> int:
+        """Largest absolute value of one number in fixed point, rounded: so many fit in a sum from each."""
+        return MAX_SUM // (self.max_roster * self.max_weight)
+
+    @property
     def scale(self) -> int:
         """Steps to the unit of fixed-point numbers."""
-        return int(Decimal(MAX_SUM) / (self.clip_value * self.max_roster * self.max_weight))
+        return int(self.steps / self.clip_value)
 
     @property
     def masked(self) -> bool:

@@ -18,20 +18,20 @@ from sealwright.crypto.statement import ed25519
 from sealwright.errors import VerificationError
 from sealwright.training.secagg.enrol import NONCE_BYTES, Enrolment, PairSecret, WorkerKeys, refused
 from sealwright.training.secagg.fixed import encode_update
-from sealwright.training.secagg.graph import Graph
+from sealwright.training.secagg.graph import Graph, check_enough
 from sealwright.training.secagg.messages import (
-    Commitment,
     Hello,
     Masked,
+    Opening,
     PairSeed,
     PairShare,
     Roster,
-    SealedShares,
     SelfShare,
     Survivors,
     Unmask,
     body_digest,
     encode_masked,
+    residues_of,
 )
 from sealwright.training.secagg.prg import Mask, apply_masks
 from sealwright.training.secagg.shamir import SECRET_BYTES, SHARE_BYTES, split
@@ -50,6 +50,7 @@ class _Round:
     digest: bytes
     graph: Graph
     place: int
+    pairs: Mapping[int, PairSecret] = field(repr=False)  # as they were when the round began
     seeds: Mapping[int, bytes] = field(repr=False)  # with each neighbour
     opened: bool = False
 
@@ -74,6 +75,7 @@ class Worker:
         self._seen = first_round - 1
         self._peers: dict[bytes, Enrolment] = {}
         self._pairs: dict[bytes, PairSecret] = {}
+        self._sent: dict[bytes, bytes] = {}  # pairings
         self._round: _Round | None = None
 
     def signed_enrolment(self) -> bytes:
@@ -84,7 +86,8 @@ class Worker:
         """Take a peer's enrolment, whose key the caller has proved to be an attested worker's.
 
         Returns:
-            The pairing (DSSE) to send to a peer with a higher id; None: the peer sends one.
+            The pairing (DSSE) to send to a peer with a higher id; None: the peer sends one. The same enrolment
+            again gets the same answer: a replay changes no secret.
 
         Raises:
             MessageFormatError, VerificationError: see `Enrolment.opened`; `peer-self`.
@@ -92,12 +95,14 @@ class Worker:
         peer = Enrolment.opened(envelope, run_spec=self._spec.digest())
         if peer.worker == self.enrolment.worker:
             raise refused("a peer with this worker's own key", "peer-self")
+        if self._peers.get(peer.worker) == peer:
+            return self._sent.get(peer.worker)
         self._peers[peer.worker] = peer
         self._pairs.pop(peer.worker, None)
         if not self.enrolment.worker < peer.worker:
             return None
-        pairing, self._pairs[peer.worker] = self._keys.pair_with(self.enrolment, peer)
-        return pairing
+        self._sent[peer.worker], self._pairs[peer.worker] = self._keys.pair_with(self.enrolment, peer)
+        return self._sent[peer.worker]
 
     def pair(self, worker: bytes, pairing: bytes) -> None:
         """Take the pairing that an admitted peer with a lower id sent.
@@ -123,44 +128,43 @@ class Worker:
         )
         return said.sign(self._keys.sign)
 
-    def mask(self, roster: bytes, update: NDArray[Any], weight: int, *, threads: int = 1) -> bytes:
+    def mask(self, opening: bytes, update: NDArray[Any], weight: int, *, threads: int = 1) -> bytearray:
         """Return the masked update for a round.
 
         Args:
-            roster: canonical bytes, from the coordinator.
-            update: floats within ±clip, `elements` of them.
+            opening: of the round, countersigned (DSSE).
+            update: numbers within ±clip, `elements` of them.
             weight: integer.
 
         Raises:
             MessageFormatError: malformed; `update-length`, `update-out-of-range`.
             VerificationError: docs/spec/secure-aggregation.md, What is refused.
         """
-        residues = encode_update(update, weight, self._spec)
-        begun = self._begin(Roster.parse(roster, limit=4 << 20))
+        message = bytearray(4 * (self._spec.elements + 1))
+        residues = residues_of(message)
+        encode_update(update, weight, self._spec, residues)
+        begun = self._begin(Opening.opened(opening, self._spec))
         # From here on the nonce is spent, whatever happens: a round is never masked twice.
         self._seen, self._round = begun.roster.round, begun
         self_seed = self._random(SECRET_BYTES)
-        shares: list[SealedShares] = []
-        commitments: list[Commitment] = []
+        shares = commitments = b""
         if self._spec.masked:
             shares = self._shares(begun, self_seed)
-            commitments = [
-                Commitment(neighbour=place, digest=commitment(begun.digest, seed))
-                for place, seed in begun.seeds.items()
-            ]
+            commitments = b"".join(commitment(begun.digest, seed) for seed in begun.seeds.values())
             pairs = [Mask(seed, begun.place < place) for place, seed in begun.seeds.items()]
             apply_masks(residues, [Mask(self_seed, add=True), *pairs], threads=threads)
+        del residues  # nothing else looks into the message: it can grow where it is
+        message += commitments + shares
         head = Masked(
             run_spec=self._spec.digest(),
             round=begun.roster.round,
             roster=begun.digest,
             worker=self.enrolment.worker,
             self_commitment=commitment(begun.digest, self_seed),
-            commitments=commitments,
-            shares=shares,
-            body=body_digest(residues),
+            body=body_digest(message, threads=threads),
         )
-        return encode_masked(head, residues, self._keys.sign)
+        encode_masked(message, head, self._keys.sign)
+        return message
 
     def unmask(self, survivors: bytes, shares: Mapping[int, bytes]) -> bytes:
         """Return what opens the sum (DSSE), once.
@@ -208,16 +212,12 @@ class Worker:
         self._nonce = self._random(NONCE_BYTES)
         return self._nonce
 
-    def _begin(self, roster: Roster) -> _Round:
-        spec, own = self._spec, self.enrolment
-        if roster.run_spec != spec.digest():
-            raise refused("the roster is of another run", "other-run", "roster")
+    def _begin(self, opening: Opening) -> _Round:
+        roster, own = opening.roster, self.enrolment
         if roster.round <= self._seen:
             raise refused(
                 f"round {roster.round} was, or is before this worker's first", "round-repeated", "roster"
             )
-        if not spec.min_roster <= len(roster.members) <= spec.max_roster:
-            raise refused(f"a roster of {len(roster.members)} workers", "roster-size", "roster")
         place = roster.place(own.worker)
         if not place or roster.members[place - 1].enrolment != own.digest():
             raise refused("this worker is not listed as it is", "roster-not-listed", "roster")
@@ -227,12 +227,11 @@ class Worker:
             peer = self._peers.get(member.worker)
             if member.worker != own.worker and (peer is None or peer.digest() != member.enrolment):
                 raise refused("a member that was not verified", "peer-unverified", "roster")
-        graph, roster_digest = Graph(roster, spec), roster.digest()
-        seeds = {
-            other: self._pair(roster, other).derive(_SEED, spec.digest(), roster.round, roster_digest)
-            for other in graph.of(place)
-        }
-        return _Round(roster=roster, digest=roster_digest, graph=graph, place=place, seeds=seeds)
+        graph, roster_digest = Graph(opening, self._spec), roster.digest()
+        pairs = {other: self._pair(roster, other) for other in graph.of(place)}
+        run = self._spec.digest()
+        seeds = {other: pair.derive(_SEED, run, roster.round, roster_digest) for other, pair in pairs.items()}
+        return _Round(roster=roster, digest=roster_digest, graph=graph, place=place, pairs=pairs, seeds=seeds)
 
     def _pair(self, roster: Roster, place: int) -> PairSecret:
         pair = self._pairs.get(roster.members[place - 1].worker)
@@ -240,26 +239,22 @@ class Worker:
             raise refused("a member without a pairing", "peer-unpaired", "roster")
         return pair
 
-    def _shares(self, begun: _Round, self_seed: bytes) -> list[SealedShares]:
+    def _shares(self, begun: _Round, self_seed: bytes) -> bytes:
         places = begun.graph.of(begun.place)
         threshold = self._spec.threshold_of(len(places))
         secrets = [self_seed, *begun.seeds.values()]
         split_up = [split(secret, threshold, places, self._random) for secret in secrets]
-        return [
-            SealedShares(
-                neighbour=place,
-                ciphertext=AESGCM(self._share_key(begun, begun.place, place)).encrypt(
-                    _NO_NONCE, b"".join(shares[at] for shares in split_up), None
-                ),
+        return b"".join(
+            AESGCM(self._share_key(begun, begun.place, place)).encrypt(
+                _NO_NONCE, b"".join(shares[at] for shares in split_up), None
             )
             for at, place in enumerate(places)
-        ]
+        )
 
     def _share_key(self, kept: _Round, sender: int, recipient: int) -> bytes:
         other = recipient if sender == kept.place else sender
         ends = (kept.roster.members[place - 1].worker for place in (sender, recipient))
-        pair = self._pair(kept.roster, other)
-        return pair.derive(_SHARE, self._spec.digest(), kept.roster.round, kept.digest, *ends)
+        return kept.pairs[other].derive(_SHARE, self._spec.digest(), kept.roster.round, kept.digest, *ends)
 
     def _opened(self, kept: _Round, place: int, sealed: bytes) -> list[bytes]:
         """Return the shares that an alive neighbour sealed for this worker, self seed first; none: they do not open."""
@@ -278,7 +273,7 @@ class Worker:
             raise refused(
                 f"the survivor set is not countersigned: {error}", "survivors-unsigned", "survivors"
             ) from None
-        if (said.run_spec, said.round, said.roster) != (self._spec.digest(), kept.roster.round, kept.digest):
+        if not said.is_of(kept.roster):
             raise refused("the survivor set is of another roster", "survivors-other-roster", "survivors")
         if said.alive[-1] > len(kept.roster.members) or kept.place not in said.alive:
             raise refused(
@@ -288,27 +283,6 @@ class Worker:
             )
         check_enough(said, kept.graph, self._spec)
         return said
-
-
-def check_enough(survivors: Survivors, graph: Graph, spec: RunSpec) -> None:
-    """Prove that a survivor set is large enough, and each survivor's seeds can be opened by its alive neighbours.
-
-    Raises:
-        VerificationError: `survivors-too-few`.
-    """
-    alive = set(survivors.alive)
-    few = len(alive) < spec.min_survivors
-    if not few and spec.masked:
-        few = any(
-            len(alive.intersection(graph.of(place))) < spec.threshold_of(len(graph.of(place)))
-            for place in alive
-        )
-    if few:
-        raise refused(
-            "too few survivors, or too few beside one of them: repeat the round",
-            "survivors-too-few",
-            "survivors",
-        )
 
 
 def commitment(roster: bytes, seed: bytes) -> bytes:

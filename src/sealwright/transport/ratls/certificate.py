@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 
-from sealwright.endorsement.x509 import load_certificate
+from sealwright.endorsement.x509 import key_usage, load_certificate
 from sealwright.errors import EvidenceFormatError, VerificationError
 from sealwright.evidence.envelope import EvidenceEnvelope
 from sealwright.transport.ratls.evidence import (
@@ -163,7 +163,7 @@ def make_certificate(
         .not_valid_before(now - _SKEW)
         .not_valid_after(now - _SKEW + LIFE)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(certifies=False), critical=True)
+        .add_extension(key_usage(digital_signature=True), critical=True)
         .add_extension(
             x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
             critical=False,
@@ -197,7 +197,7 @@ def open_issuer() -> x509.Certificate:
         .not_valid_before(datetime(2000, 1, 1, tzinfo=UTC))
         .not_valid_after(datetime(9999, 12, 31, tzinfo=UTC))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(certifies=True), critical=True)
+        .add_extension(key_usage(key_cert_sign=True), critical=True)
         .add_extension(identifier, critical=False)
         .sign(key, SHA256())
     )
@@ -242,17 +242,3 @@ def _spki(certificate: x509.Certificate) -> bytes:
 
 def _name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
-
-
-def _usage(*, certifies: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not certifies,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=certifies,
-        crl_sign=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
