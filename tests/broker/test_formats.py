@@ -38,7 +38,7 @@ def test_a_recorded_broker_is_opened_and_goes_on(recorded: Path) -> None:
     said = json.loads((recorded / "recorded.json").read_text())
     root, held = recorded / "broker", recorded / "held"
     for later in (0, 1):
-        with open_broker(root, holder=held, clock=lambda: AT + timedelta(minutes=later)) as running:
+        with open_broker(root, holder=held, clock=lambda at=AT + timedelta(minutes=later): at) as running:
             status = {str(key["kid"]): key["status"] for key in running.admin.list_keys()}
             assert status == {"k1": "active", "k2": "revoked", "k3": "active"}
             assert "anna" in running.admin.callers("acme")

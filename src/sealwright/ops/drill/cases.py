@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,10 @@ from sealwright.broker.holders import WITNESS_TIMEOUT_S
 from sealwright.errors import SealwrightError
 from sealwright.ops.drill.check import Found, check
 from sealwright.ops.drill.fleet import Fleet, Replica, until, write_secret
-from sealwright.ops.drill.load import Load
+from sealwright.ops.drill.load import Load, Outcome
 
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
+FORKED = {"log-forked", "log-rolled-back"}
 BEFORE_S, AFTER_S = 1.5, 1.5  # of load around a fault, in the short form
 
 
@@ -260,19 +261,33 @@ def split() -> Result:
         time.sleep(1.0)
         outcomes = load.stop()
         fleet.end_replicas()
-        granted = {one.url: 0 for one in fleet.replicas}
         refused = {one.code for one in outcomes if not one.granted}
-        with contextlib.suppress(SealwrightError), fleet.alone() as running:
-            found = check(running, outcomes)
-            return Result(
-                name=name,
-                findings=found.findings
-                if {"log-forked", "log-rolled-back"} & refused
-                else ("no fork was seen",),
-                granted=found.granted,
-                refused=found.refused,
-            )
-    return Result(name=name, findings=(f"neither history can be opened again ({len(granted)} replicas)",))
+        histories = [
+            found
+            for database in (fleet.home / "database", odd.database)
+            if (found := _history(fleet, database, outcomes)) is not None
+        ]
+    if len(histories) != 1:
+        return Result(name=name, findings=(f"{len(histories)} of two histories can be opened again",))
+    seen = FORKED & refused
+    (found,) = histories
+    return Result(
+        name=name,
+        findings=found.findings if seen else ("no fork was seen",),
+        granted=found.granted,
+        refused=found.refused,
+    )
+
+
+def _history(fleet: Fleet, database: Path, outcomes: Sequence[Outcome]) -> Found | None:
+    """Set what was answered against a database; None: the witness does not let it be opened."""
+    try:
+        with fleet.alone(database) as running:
+            return check(running, outcomes)
+    except SealwrightError as error:
+        if error.code not in FORKED:
+            raise
+        return None
 
 
 SINGLE: tuple[tuple[str, Callable[[], Result]], ...] = (

@@ -171,10 +171,10 @@ class Fleet:
         return found[0]
 
     @contextmanager
-    def alone(self) -> Iterator[Running]:
-        """Open the broker's state in this process, while no replica runs."""
+    def alone(self, database: Path | None = None) -> Iterator[Running]:
+        """Open the broker's state in this process, while no replica runs. Args: database: file with its address."""
         with (
-            claimed(self.home / "database") as shared,
+            claimed(database or self.home / "database") as shared,
             open_broker(self.home / "broker", shared=shared, witnesses=[self.witness_text]) as running,
         ):
             yield running
