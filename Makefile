@@ -6,12 +6,13 @@ UV ?= uv
 export NO_MKDOCS_2_WARNING := 1
 export SEALWRIGHT_OPENAI2_PYTHON := $(CURDIR)/.venv-openai2/bin/python
 
-.PHONY: help demo test image test-image test-image-long release check bench docs lock clean
+.PHONY: help demo test drill image test-image test-image-long release check bench docs lock clean
 .NOTPARALLEL:
 
 help:
 	@echo "make demo    tell the whole story on this machine, on a real language model"
 	@echo "make test    run the tests"
+	@echo "make drill   make faults on brokers that run, and show in a table that they hold"
 	@echo "make image   build a guest image from pinned packages into build/image"
 	@echo "make test-image  build it twice, boot it under QEMU, and see refused what was changed"
 	@echo "make test-image-long  boot what only the broker refuses too: some ten minutes more"
@@ -29,9 +30,15 @@ demo:
 test:
 	@$(PYTHON) scripts/setup.py .venv test model
 	@$(PYTHON) scripts/setup.py .venv-openai2 openai2
-	@$(PYTHON) scripts/system.py swtpm swtpm-tools skopeo buildah systemd spin gcc libc6-dev
+	@$(PYTHON) scripts/system.py swtpm swtpm-tools skopeo buildah systemd postgresql spin gcc libc6-dev
 	@$(BIN)/python scripts/real_evidence.py --optional
 	$(BIN)/pytest -n 2 --dist loadfile
+
+# What is not installed is skipped by name; exit code 0 only if all that ran held.
+drill:
+	@$(PYTHON) scripts/setup.py .venv test
+	@$(PYTHON) scripts/system.py postgresql faketime
+	$(BIN)/sealwright drill --short
 
 NEWEST := --or-newest
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from tests.broker.support import Enclave, Kbs, World
+from tests.broker.witness_support import sites as sites
 
 from sealwright.broker.service import Running
 

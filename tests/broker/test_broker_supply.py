@@ -113,9 +113,9 @@ async def test_a_vendor_that_is_down_leaves_nothing_decided(
 async def test_an_address_over_its_budget_is_refused_and_another_is_served(
     tmp_path: Path, platform: SnpTestPlatform
 ) -> None:
-    with fleet(tmp_path, platform, crl(platform), budget=1) as one:
+    with fleet(tmp_path, platform, crl(platform), budget=2) as one:
         async with one.supply[0].running():
-            # The certificate of a made-up chip, which nobody has: a piece is paid for, and another is not to be had.
+            # The certificates of made-up chips, which nobody has: two pieces are paid for, and another is not to be had.
             guest = one.guest("10.0.0.66")
             codes = []
             for number in range(3):

@@ -11,6 +11,7 @@ from sealwright.appraisal.policy import KeyPolicy
 from sealwright.broker.answers import sweep
 from sealwright.broker.backend import wiped
 from sealwright.broker.core import Core, administered, changed, present, rewrapped, wrap_context
+from sealwright.broker.erasure import erased_commitments
 from sealwright.broker.rows import Admitted, CallerRow, Changes, KeyRow, LeaseRow, MismatchRow, OwnerRow
 from sealwright.broker.state import View
 from sealwright.crypto.canonical import parse_json
@@ -177,7 +178,7 @@ class Admin:
     def sealing_key(self, kid: str, public: bytes) -> bytes:
         """Return a key sealed to the owner's X-Wing key, as a statement (DSSE). The decision is logged first."""
         recipient = HpkePublicKey(kem=Kem.XWING, raw=public)
-        said: Json = {"kid": kid}
+        said: Json = {"kid": kid, "recipient": hashlib.sha256(public).digest()}
 
         def work() -> SealingKey:
             with self._state.lock:
@@ -199,7 +200,9 @@ class Admin:
             before: only those of a lower index.
             openings: with the salts too, so that each can be proved against its commitment.
         """
-        records = self._state.ledger.decisions_backwards(before=before)
+        with self._state.lock:
+            erased = erased_commitments(self._state.view())
+        records = self._state.ledger.decisions_backwards(before=before, erased=erased)
         return [
             {"index": record.index, "commitment": record.commitment.hex()}
             | ({"openings": record.openings.to_json()} if openings else {})
@@ -224,10 +227,11 @@ class Admin:
             "keys": len(view.all(KeyRow, "key")),
             "leases": len(leases),
             "count_mismatches": [row.to_json() for row in mismatches],
-            "holder": self._state.ledger.has_holder,
+            "holder": bool(self._state.ledger.holders),
+            "holders": self._state.ledger.holders,
             "rollback": "refused"
-            if self._state.ledger.has_holder
-            else "a rollback of log and database together goes unseen: start with --holder",
+            if self._state.ledger.holders
+            else "a rollback of log and database together goes unseen: start with --holder or --witness",
         }
 
     def _counted(self, view: View) -> View:

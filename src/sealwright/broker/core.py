@@ -16,7 +16,7 @@ from sealwright.broker.rows import Changes, KeyRow, ResourceRow, WrappedRow
 from sealwright.broker.settings import BrokerSecrets
 from sealwright.broker.state import State, View
 from sealwright.crypto.hpke import Aead, Kdf, Kem
-from sealwright.errors import AppraisalError, SealwrightError
+from sealwright.errors import AppraisalError, SealwrightError, UnavailableError
 from sealwright.evidence.envelope import EvidenceEnvelope
 from sealwright.protocol.keyset import HpkeKey
 from sealwright.protocol.lease import BrokerKeys
@@ -70,9 +70,18 @@ class Core:
             return self._keys[1]
 
     def refuse(self, error: SealwrightError, **fields: object) -> None:
-        """Log a refusal; when this returns, it may be answered."""
+        """Log a refusal; when this returns, it may be answered.
+
+        Raises:
+            SealwrightError: `error` itself, where a change is unfinished because of it: nothing can be logged then.
+        """
         with self.state.lock:
-            ticket = self.state.decide(refusal(error, fields))
+            try:
+                ticket = self.state.decide(refusal(error, fields))
+            except UnavailableError as exc:
+                if exc.code == "state-uncertain":
+                    raise error from exc
+                raise
         self.state.ledger.settle(ticket)
 
     def _make_keys(self, now: datetime) -> BrokerKeys:

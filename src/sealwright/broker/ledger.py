@@ -6,13 +6,13 @@ Spec: docs/spec/broker-state.md, Decisions.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, Protocol
 
-from sealwright.broker.files import check_room, read_file, write_file
+from sealwright.broker.holders import Head, Holders
+from sealwright.broker.openings import MAX_OPENINGS, OpeningStore
 from sealwright.errors import CollateralError, FormatError, UnavailableError, VerificationError
 from sealwright.protocol.commitment import (
     Commitment,
@@ -22,15 +22,12 @@ from sealwright.protocol.commitment import (
     commitment_root,
     field_leaf,
 )
-from sealwright.tlog.checkpoint import Checkpoint
 from sealwright.tlog.merkle import leaf_hash, verify_inclusion
-from sealwright.tlog.monitor import check_continues, check_not_before
 from sealwright.tlog.policy import LogPolicy
 from sealwright.tlog.proof import LogProof
 from sealwright.tlog.reader import TileReader
 from sealwright.tlog.tiles import TILE_WIDTH, Fetch, read_bundle, width_at
 
-MAX_OPENINGS = 4 << 20  # bytes; a keyset's hold its evidence
 LOG_TIMEOUT_S = 30.0
 
 
@@ -82,34 +79,38 @@ class Ledger:
         fetch: Fetch,
         *,
         policy: LogPolicy,
-        openings: Path,
+        openings: OpeningStore,
         random: Callable[[int], bytes],
-        holder: Path | None = None,
+        holders: Holders | None = None,
         new_holder: bool = False,
         seen: bytes = b"",
+        check_time: Callable[[], object] = lambda: None,
     ) -> None:
         """Check the log against every checkpoint held of it.
 
         Args:
             fetch: reads the log's files.
-            openings: directory of the openings.
-            holder: file kept elsewhere with the highest checkpoint.
-            new_holder: begin that file; without it, it must be there unless the log is empty.
+            openings: where the openings are kept.
+            holders: of the highest checkpoint, outside.
+            new_holder: let them begin; without it, they must hold something unless the log is empty.
             seen: the signed checkpoint that the database holds; empty: none.
+            check_time: raises where the clock is contradicted by what holders have just said.
 
         Raises:
             VerificationError: `log-rolled-back`, `log-forked`. CollateralError: `holder-missing`.
+            UnavailableError: `holder-unreachable`.
         """
         self._log, self._fetch, self._policy = log, fetch, policy
-        self._openings, self._random, self._holder = openings, random, holder
+        self._openings, self._random = openings, random
+        self._holders = Holders() if holders is None else holders
+        self._check_time = check_time
         self._lock = threading.Lock()
-        self._seen = policy.verify(log.signed_checkpoint).checkpoint
-        held = self._held(new=new_holder)
-        for raw in (seen, held):
-            if raw:
-                self._check(policy.verify(raw).checkpoint, self._seen)
-        if holder is not None and held != log.signed_checkpoint:
-            write_file(holder, log.signed_checkpoint)
+        head = self._head(log.signed_checkpoint)
+        if seen:
+            head.continues(policy.verify(seen).checkpoint)
+        self._holders.hold(head, new=new_holder)
+        self._check_time()
+        self._seen = head.checkpoint
 
     @property
     def size(self) -> int:
@@ -122,16 +123,30 @@ class Ledger:
         return self._log.signed_checkpoint
 
     @property
-    def has_holder(self) -> bool:
-        """Whether the highest checkpoint is also kept elsewhere."""
-        return self._holder is not None
+    def head(self) -> Head:
+        """The latest checkpoint, and what proves how it continues others."""
+        return self._head(self._log.signed_checkpoint)
+
+    @property
+    def holders(self) -> list[str]:
+        """Where the highest checkpoint is also kept."""
+        return self._holders.names
 
     def commit_to(self, kind: Literal["decision", "keyset"], fields: Mapping[str, bytes]) -> bytes:
         """Make the openings of a record durable, and return the entry to log."""
         record = Commitment.make(fields, record_id=self._random(16), random=self._random)
         openings = Openings(record_id=record.record_id, fields=dict(record.openings))
-        write_file(self._openings / f"{record.root.hex()}.json", openings.encode())
+        self._openings.write(record.root, openings.encode())
         return LogEntry(type=kind, commitment=record.root).encode()
+
+    def opens(self, commitment: bytes) -> bool:
+        """Say whether openings of this commitment are there."""
+        return self._openings.read(commitment) is not None
+
+    def erase(self, commitments: Iterable[bytes]) -> None:
+        """Forget the openings of entries."""
+        for commitment in commitments:
+            self._openings.erase(commitment)
 
     def submit(self, entry: bytes) -> Ticket:
         """Queue an entry; entries are logged in the order of these calls."""
@@ -140,8 +155,10 @@ class Ledger:
     def settle(self, ticket: Ticket) -> int:
         """Return the entry's index, proved to be in the log under a durable checkpoint that continues the last.
 
+        When this returns, the checkpoint is held outside too. It may be asked again of the same ticket.
+
         Raises:
-            UnavailableError: the log did not answer. VerificationError: `log-rolled-back`,
+            UnavailableError: the log did not answer, too few holders, `clock-disagrees`. VerificationError: `log-rolled-back`,
                 `log-forked`, `bad-inclusion-proof`.
         """
         try:
@@ -149,27 +166,32 @@ class Ledger:
         except TimeoutError:
             raise UnavailableError("the log does not answer", code="log-timeout", stage="log") from None
         proof = self._log.prove(index)
+        proof.verify(ticket.entry, self._policy)
         with self._lock:
-            checkpoint = proof.verify(ticket.entry, self._policy).checkpoint.checkpoint
-            if checkpoint.size > self._seen.size:
-                self._check(self._seen, checkpoint)
-                self._seen = checkpoint
-                if self._holder is not None:
-                    write_file(self._holder, proof.unverified_checkpoint)
+            head = self._head(proof.unverified_checkpoint)
+            if head.checkpoint.size > self._seen.size:
+                head.continues(self._seen)
+                self._holders.hold(head)
+                self._check_time()
+                self._seen = head.checkpoint
             else:  # another thread settled under a later checkpoint meanwhile
-                self._check(checkpoint, self._seen)
+                latest = Head(note=b"", checkpoint=self._seen, fetch=self._fetch)
+                latest.continues(head.checkpoint)
         return index
 
+    def check_log(self) -> None:
+        """Raise UnavailableError, `log-closed`, where a write failed and the log has to be opened again."""
+        self._log.check_writable()
+
     def check_writable(self) -> None:
-        """Prove that log, openings and holder file could take one more decision, as far as a look can tell.
+        """Prove that log, openings and holders could take one more decision, as far as a look can tell.
 
         Raises:
             UnavailableError: `log-closed`, `file-unwritable`.
         """
         self._log.check_writable()
-        check_room(self._openings)
-        if self._holder is not None:
-            check_room(self._holder.parent)
+        self._openings.check_writable()
+        self._holders.check_writable()
 
     def prove(self, index: int) -> LogProof:
         """Return the proof of entry `index` under the latest checkpoint."""
@@ -203,23 +225,28 @@ class Ledger:
                 verify_inclusion(index, now.size, leaf_hash(entry), now.root, hashes)
                 yield index, entry
 
-    def decisions_backwards(self, *, before: int | None = None) -> Iterator[Record]:
-        """Yield decisions with their opened fields, newest first; Args: before: only those of a lower index.
+    def decisions_backwards(
+        self, *, before: int | None = None, erased: Container[bytes] = ()
+    ) -> Iterator[Record]:
+        """Yield decisions with their opened fields, newest first.
+
+        Args:
+            before: only those of a lower index.
+            erased: commitments that were erased on purpose; these are left out.
 
         Raises:
             CollateralError: `opening-missing`. VerificationError: `opening-mismatch`.
         """
         for index, raw in self.entries_backwards(before=before):
             entry = LogEntry.parse(raw)
-            if entry.type == "decision":
+            if entry.type == "decision" and entry.commitment not in erased:
                 yield self._open(index, entry.commitment)
 
     def _open(self, index: int, commitment: bytes) -> Record:
-        path = self._openings / f"{commitment.hex()}.json"
-        raw = read_file(path, MAX_OPENINGS)
+        raw = self._openings.read(commitment)
         if raw is None:
             raise CollateralError(
-                f"the openings of log entry {index} are not there: {path}",
+                f"the openings of log entry {index} are not there: {commitment.hex()}",
                 code="opening-missing",
                 stage="openings",
             )
@@ -236,22 +263,8 @@ class Ledger:
         fields = {name: opening.value for name, opening in openings.fields.items()}
         return Record(index=index, commitment=commitment, fields=fields, openings=openings)
 
-    def _held(self, *, new: bool) -> bytes:
-        if self._holder is None:
-            return b""
-        raw = read_file(self._holder, 1 << 16)
-        if raw is None and self._seen.size and not new:
-            raise CollateralError(
-                f"the holder file {self._holder} is not there; without it a rollback cannot be excluded",
-                code="holder-missing",
-                stage="holder",
-            )
-        return raw or b""
-
-    def _check(self, before: Checkpoint, now: Checkpoint) -> None:
-        check_not_before(now, before)
-        if before.size:
-            check_continues(TileReader(self._fetch, now.size), now, before)
+    def _head(self, note: bytes) -> Head:
+        return Head(note=note, checkpoint=self._policy.verify(note).checkpoint, fetch=self._fetch)
 
 
 def _commitment(openings: Openings) -> bytes:

@@ -17,7 +17,7 @@ PROBLEMS = "urn:sealwright:error:"
 # Stages that say something about us, not about who asks.
 _OURS = frozenset(
     {"state", "consistency", "inclusion", "openings", "log-signature", "holder", "store", "unwrap", "clock"}
-    | {"backend"}
+    | {"backend", "writer"}
 )
 _TITLES = {
     400: "malformed",
@@ -32,7 +32,13 @@ _TITLES = {
     503: "unavailable",
 }
 # Seconds after which it is worth asking again.
-_RETRY_S = {"collateral-pending": 10, "collateral-rate-limited": 60, "collateral-over-budget": 300}
+_RETRY_S = {
+    "not-the-writer": 1,
+    "writer-fenced": 1,
+    "collateral-pending": 10,
+    "collateral-rate-limited": 60,
+    "collateral-over-budget": 300,
+}
 _FORMAT_STATUS = {"too-large": 413, "body-timeout": 408}
 _ADMIN_STATUS = {
     "resource-unknown": 404,

@@ -171,7 +171,7 @@ def _resource(broker: Broker, guests: Guests) -> Endpoint:
     async def get(request: Request) -> Response:
         path = [name_of(request, member) for member in ("repository", "kind", "tag")]
         session = _session_or_token(request)
-        if guests.has(session):
+        if await run_in_threadpool(guests.has, session):
             answer = await run_in_threadpool(guests.resource, session, "/".join(path))
             return JSONResponse(answer.to_json())
         if path[1] != "key":

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from sealwright.appraisal.guest import GuestPolicy
 from sealwright.appraisal.policy import KeyPolicy
+from sealwright.appraisal.signed import Signers
 from sealwright.crypto.document import Bytes, Bytes32, Count, Digest, Document, Id16, Name, Record, Time
 from sealwright.crypto.encoding import joined
 from sealwright.protocol.kbs_guest import RESOURCE
@@ -138,6 +139,21 @@ class MismatchRow(Document):
     answers: Count
     logged: Count
     found: Time
+
+
+class SiteRow(Document):
+    """The site that writes, since which term, and who approves the next."""
+
+    site: Name
+    term: Count
+    signers: Signers
+
+
+class ErasureRow(Document):
+    """Entries of the log that nobody is to open any more."""
+
+    commitments: Annotated[list[Digest], Field(min_length=1, max_length=256)]
+    at: Time
 
 
 WrappedRow = KeyRow | ResourceRow

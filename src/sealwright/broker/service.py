@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,13 @@ from sealwright.appraisal.policy import PolicyBase
 from sealwright.broker.admin import Admin
 from sealwright.broker.admin_routes import admin_routes
 from sealwright.broker.backend_admin import BackendAdmin, open_backends, start_backends
+from sealwright.broker.clock import Clock, SteadyClock, utc_now
 from sealwright.broker.core import Appraiser, Core
+from sealwright.broker.erasure import erase_again
+from sealwright.broker.erasure_routes import erasure_routes
 from sealwright.broker.guest import Guests
 from sealwright.broker.guest_routes import guest_routes
+from sealwright.broker.holders import FileHolder, Holders, parse_witness
 from sealwright.broker.http import Guard, Journalist, RateLimit
 from sealwright.broker.journal import Journal
 from sealwright.broker.ledger import Ledger
@@ -32,23 +35,15 @@ from sealwright.broker.rows import BrokerRow
 from sealwright.broker.session import Broker
 from sealwright.broker.sessions import Sessions
 from sealwright.broker.settings import BrokerSecrets, Layout, make_directory
+from sealwright.broker.site import check_site, promote
 from sealwright.broker.state import State
-from sealwright.broker.store import Store
+from sealwright.broker.storage import Shared, open_storage
 from sealwright.broker.supply import Supply, SupplySettings
 from sealwright.collateral.cache import Cache
-from sealwright.errors import CollateralError
+from sealwright.errors import CollateralError, SettingsError
 from sealwright.evidence.envelope import EvidenceEnvelope
 from sealwright.tlog.policy import LogPolicy
-from sealwright.tlog.posix import PosixLog, directory_fetch
 from sealwright.tlog.tiles import Fetch
-from sealwright.tlog.writer import LogWriter
-
-Clock = Callable[[], datetime]
-
-
-def utc_now() -> datetime:
-    """Return this machine's time."""
-    return datetime.now(UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +77,7 @@ class Running:
             *kbs_routes(self.broker, self.guests, self.core, supply),
             *public_routes(self.core, self.journal, self.fetch, monotonic=monotonic),
             *admin_routes(self.admin, self.backends, self.core.secrets),
+            *erasure_routes(self.core),
             *([] if supply is None else supply.routes()),
         ]
         lifespan = None if supply is None else lambda _: supply.running()
@@ -89,16 +85,27 @@ class Running:
 
 
 def init_broker(
-    root: Path, *, origin: str | None = None, holder: Path | None = None, clock: Clock = utc_now
+    root: Path,
+    *,
+    origin: str | None = None,
+    holder: Path | None = None,
+    witnesses: Sequence[str] = (),
+    clock: Clock = utc_now,
+    shared: Shared | None = None,
 ) -> BrokerSecrets:
     """Make a broker's directory, its keys, its log and the first decision in it.
+
+    Args:
+        shared: the database of several replicas, empty but for its tables.
 
     Raises:
         SettingsError: `broker-exists`.
     """
     layout = Layout(root=root)
     make_directory(layout, origin=origin, at=clock())
-    with open_broker(root, holder=holder, clock=clock, create=True) as running:
+    with open_broker(
+        root, holder=holder, witnesses=witnesses, clock=clock, create=True, shared=shared
+    ) as running:
         core = running.core
         with core.state.lock:
             row = BrokerRow(
@@ -114,50 +121,72 @@ def open_broker(
     root: Path,
     *,
     holder: Path | None = None,
+    witnesses: Sequence[str] = (),
+    holders_needed: int | None = None,
     new_holder: bool = False,
-    clock: Clock = utc_now,
+    clock: Clock | None = None,
     random: Callable[[int], bytes] = os.urandom,
     appraise: Appraiser | None = None,
     collateral: Path | None = None,
     supply: SupplySettings | None = None,
     create: bool = False,
+    begin: int = 0,
     backends: Path | None = None,
     approve: Sequence[str] = (),
+    shared: Shared | None = None,
+    site: str | None = None,
+    promotion: bytes | None = None,
 ) -> Iterator[Running]:
     """Open a broker's directory, checked against its log and, if given, the holder file.
 
     Args:
         holder: file kept elsewhere with the highest checkpoint.
-        new_holder: begin a holder file that is not there yet.
+        witnesses: VKEY@URL, others that hold it.
+        holders_needed: how many of all these must hold a checkpoint before an answer; default: all.
+        new_holder: begin holders that hold nothing yet.
+        clock: in place of the machine's, which is compared with CLOCK_BOOTTIME and the witnesses' times.
         collateral: a cache of `sealwright collateral`; None: only what comes with evidence counts.
         supply: whether and how the cache is filled from here; default: it is not.
         create: start an empty log.
+        begin: its epoch, where it goes on with the rows of another log.
         backends: settings of key backends; None: `backends.json` of the directory, if there is one.
         approve: backends whose settings were changed on purpose.
+        shared: the database of several replicas; it wants a holder. None: all lies in the directory.
+        site: where this is, if the state says which site writes.
+        promotion: approvers' statement that this site writes from now on.
 
     Raises:
         SettingsError: keys are missing or exposed. VerificationError, CollateralError:
             docs/spec/broker-state.md, Checking rows.
     """
+    if shared is not None and holder is None and not witnesses:
+        raise SettingsError(
+            "whoever runs the database could show each replica another past: name a --witness or --holder",
+            code="holder-required",
+        )
     layout = Layout(root=root)
     secrets = BrokerSecrets.load(layout)
     cache = None if collateral is None else Cache(collateral)
     with ExitStack() as stack:
-        log = stack.enter_context(LogWriter(PosixLog.open(layout.log, secrets.log, create=create)))
-        store = Store(layout.database)
-        stack.callback(store.close)
-        fetch = directory_fetch(layout.log)
+        storage = stack.enter_context(open_storage(layout, secrets, shared, random=random, create=create))
+        policy = LogPolicy.of_key(secrets.log_key)
+        witnessing = [parse_witness(text) for text in witnesses]
+        files = [] if holder is None else [FileHolder(holder, policy)]
+        holders = Holders([*files, *witnessing], need=holders_needed)
+        stack.callback(holders.close)
+        clock = clock or SteadyClock([witness.time for witness in witnessing])
         ledger = Ledger(
-            log,
-            fetch,
-            policy=LogPolicy.of_key(secrets.log_key),
-            openings=layout.openings,
+            storage.log,
+            storage.fetch,
+            policy=policy,
+            openings=storage.openings,
             random=random,
-            holder=holder,
+            holders=holders,
             new_holder=new_holder,
-            seen=store.head().checkpoint,
+            seen=storage.store.head().checkpoint,
+            check_time=clock,
         )
-        state = State(store, ledger, clock=clock)
+        state = State(storage.store, ledger, clock=clock, begin=begin)
         ring = open_backends(layout, backends, random)
         stack.callback(ring.close)
         core = Core(
@@ -169,7 +198,11 @@ def open_broker(
         )
         if not create:
             _check_identity(core)
-        sessions, admin = Sessions(random), Admin(core)
+            if promotion is not None:
+                promote(state, secrets.root_public, site, promotion)
+            check_site(state, site)
+            erase_again(state)
+        sessions, admin = Sessions(random, keeper=storage.sessions), Admin(core)
         yield Running(
             core=core,
             broker=Broker(core, sessions),
@@ -178,7 +211,7 @@ def open_broker(
             resources=Resources(core, admin),
             backends=start_backends(core, backends or layout.backends, approve),
             journal=Journal(core),
-            fetch=fetch,
+            fetch=storage.fetch,
             supply=None if cache is None else partial(Supply, cache, supply or SupplySettings()),
         )
 

@@ -164,6 +164,7 @@ class Broker:
         for ticket in tickets:
             self._state.ledger.settle(ticket)
         session.attested = attested
+        self._sessions.keep(session)
         return attested.token
 
     def _appraise(
@@ -265,6 +266,7 @@ class Broker:
             self._change(view, changes, "lease", said)
             tickets = [self._state.decide(present(dict(found))) for found in swept.mismatches]
             given = session.leases[request.tenant] = self._sign_lease(view, lease)
+            self._sessions.keep(session)
         for ticket in tickets:
             self._state.ledger.settle(ticket)
         return given
@@ -320,6 +322,7 @@ class Broker:
             self._state.ledger.settle(ticket)
             answer = release.sign(self._core.secrets.release)
             granted.session.releases[kid] = (granted.rests_on, answer)
+            self._sessions.keep(granted.session)
             return answer
         raise UnavailableError(
             "the broker's state changed at each try; ask again", code="state-busy", stage="state"

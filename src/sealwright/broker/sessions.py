@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Protocol
 
 from sealwright.errors import RevokedError, UnavailableError, VerificationError
 from sealwright.evidence.envelope import EvidenceEnvelope, PlatformType
@@ -92,12 +93,36 @@ def check_form_of(session: Session, *, guest: bool) -> None:
         )
 
 
+class Keeper(Protocol):
+    """Keeps attested sessions where another replica finds them: see `session_store.SessionStore`."""
+
+    def save(self, session: Session) -> None:
+        """Keep a session as it is now."""
+        ...
+
+    def load(self, name_or_token: str) -> Session | None:
+        """Return a session that was kept, by its id or its guest's token."""
+        ...
+
+    def forget(self, session: Session) -> None:
+        """Remove a session."""
+        ...
+
+    def sweep(self, now_s: int) -> None:
+        """Remove sessions that ended before `now_s` (s since 1970)."""
+        ...
+
+
 class Sessions:
     """All open sessions, in order of their age."""
 
-    def __init__(self, random: Callable[[int], bytes], *, limit: int = MAX_SESSIONS) -> None:
+    def __init__(
+        self, random: Callable[[int], bytes], *, limit: int = MAX_SESSIONS, keeper: Keeper | None = None
+    ) -> None:
+        """Args: keeper: of attested sessions; None: they end with this process."""
         self._random = random
         self._limit = limit
+        self._keeper = keeper
         self._open: dict[str, Session] = {}
         self._tokens: dict[bytes, str] = {}  # SHA-256 of a guest's token: session id
 
@@ -129,8 +154,8 @@ class Sessions:
         Raises:
             VerificationError: `session-unknown`. RevokedError: `session-expired`.
         """
-        session = self._open.get(session_id)
-        if session is None:
+        session = self._open.get(session_id) or self._loaded(session_id)
+        if session is None or session.session_id != session_id:
             raise VerificationError(
                 "there is no such session; begin with auth", code="session-unknown", stage="session"
             )
@@ -143,20 +168,41 @@ class Sessions:
     def attested(self, session: Session, guest: AttestedGuest) -> None:
         """Remember what a guest's session proved; from now on its token names the session too."""
         session.guest = guest
+        self.keep(session)
         self._tokens[_token_name(guest.token)] = session.session_id
 
     def find(self, name: str, now: datetime) -> Session:
         """Return an open session by its id or by the token it was answered with. Raises as `get`."""
+        self._known(name)
         return self.get(self._tokens.get(_token_name(name), name), now)
+
+    def keep(self, session: Session) -> None:
+        """Make durable what an attested session has become, before it is answered. Raises UnavailableError."""
+        if self._keeper is not None:
+            self._keeper.save(session)
 
     def is_guest(self, name: str) -> bool:
         """Say whether a session, by its id or its token, is a guest's; what is not known is none."""
-        session = self._open.get(self._tokens.get(_token_name(name), name))
+        session = self._known(name)
         return session is not None and session.hash_name is not None
 
     def end(self, session: Session) -> None:
         """Forget a session."""
         self._forget(session.session_id)
+        if self._keeper is not None:
+            self._keeper.forget(session)
+
+    def _known(self, name: str) -> Session | None:
+        return self._open.get(self._tokens.get(_token_name(name), name)) or self._loaded(name)
+
+    def _loaded(self, name: str) -> Session | None:
+        """Return a session that another replica attested, from now on open here too."""
+        session = None if self._keeper is None else self._keeper.load(name)
+        if session is not None:
+            self._open[session.session_id] = session
+            if session.guest is not None:
+                self._tokens[_token_name(session.guest.token)] = session.session_id
+        return session
 
     def _forget(self, name: str) -> None:
         session = self._open.pop(name, None)
@@ -168,6 +214,8 @@ class Sessions:
         gone = [name for name, session in self._open.items() if now >= session.ends + SESSION_LIFE]
         for name in gone:
             self._forget(name)
+        if gone and self._keeper is not None:
+            self._keeper.sweep(int(now.timestamp()))
         if len(self._open) < self._limit:
             return
         for name, session in self._open.items():

@@ -28,6 +28,15 @@ CACHED_ROWS = 4096  # parsed rows kept; what is read is still checked against th
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unfinished:
+    """A change that may be logged and is not yet known to be: `State` finishes it before anything else."""
+
+    pending: Pending
+    ticket: Ticket
+    anchor: Anchor  # once it is
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Anchor:
     """What the last decision in the log says of the rows."""
 
@@ -65,19 +74,22 @@ class View:
 class State:
     """Reads and changes rows. Use it under `lock`, which orders decisions in the log."""
 
-    def __init__(self, store: Store, ledger: Ledger, *, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self, store: Store, ledger: Ledger, *, clock: Callable[[], datetime], begin: int = 0
+    ) -> None:
         """Finish what a crash left, and check the rows against the log.
 
         Args:
             clock: this machine's time, UTC.
+            begin: the epoch of an empty log, where it goes on with the rows of another one.
 
         Raises:
             VerificationError, CollateralError: docs/spec/broker-state.md, Checking rows.
         """
         self.lock = threading.RLock()
         self.store, self.ledger = store, ledger
-        self._clock = clock
-        self._uncertain = False
+        self._clock, self._begin = clock, begin
+        self._unfinished: Unfinished | None = None
         self._parse: Parse = lru_cache(CACHED_ROWS)(_parse)
         self._anchor = self._recover()
 
@@ -115,8 +127,7 @@ class State:
     def decide(self, fields: Fields) -> Ticket:
         """Record a decision that changes no row. Answer only after `ledger.settle` of the ticket."""
         self._require_certain()
-        now = self._now()
-        at = max(now, self._anchor.at or now)
+        at = self._not_before_last()
         entry = self._entry(fields, self._anchor.epoch, self._anchor.state_root, at)
         self._anchor = Anchor(epoch=self._anchor.epoch, state_root=self._anchor.state_root, at=at)
         return self.ledger.submit(entry)
@@ -136,19 +147,31 @@ class State:
         entry = self._entry(fields, epoch, root, now)
         pending = Pending(epoch=epoch, log_size=self.ledger.size, entry=entry, changes=changes)
         self.store.prepare(pending)
-        self._uncertain = True
-        self.ledger.settle(self.ledger.submit(entry))
-        self.store.commit(pending, self.ledger.checkpoint)
-        self._uncertain = False
-        self._anchor = Anchor(epoch=epoch, state_root=root, at=now)
+        ticket = self.ledger.submit(entry)
+        self._unfinished = Unfinished(
+            pending=pending, ticket=ticket, anchor=Anchor(epoch=epoch, state_root=root, at=now)
+        )
+        self._finish(self._unfinished)
+
+    def _finish(self, unfinished: Unfinished) -> None:
+        """Settle and apply a change; what of that was done before does no harm."""
+        self.ledger.settle(unfinished.ticket)
+        self.store.commit(unfinished.pending, self.ledger.checkpoint)
+        self._unfinished, self._anchor = None, unfinished.anchor
 
     def _require_certain(self) -> None:
-        if self._uncertain:
+        """Finish the change that was interrupted: the log, a holder or the database failed under it."""
+        if self._unfinished is None:
+            return
+        try:
+            self._finish(self._unfinished)
+        except SealwrightError as exc:
             raise UnavailableError(
-                "a change may or may not have been logged; restart the broker, which asks the log",
+                f"a change may or may not have been logged ({exc.code}): when that is mended it is finished by "
+                "itself, and at the latest when the broker is restarted, which asks the log",
                 code="state-uncertain",
                 stage="state",
-            )
+            ) from exc
 
     def _entry(self, fields: Fields, epoch: int, root: bytes, at: datetime) -> bytes:
         said = {**fields, "at": rfc3339(at), "epoch": epoch, "state_root": root.hex()}
@@ -156,6 +179,20 @@ class State:
 
     def _now(self) -> datetime:
         return self._clock().replace(microsecond=0)
+
+    def _not_before_last(self) -> datetime:
+        """Return the time, or that of the last decision where the clock is behind it or contradicted.
+
+        Only refusals are dated so: whoever grants has asked `now` before.
+        """
+        last = self._anchor.at
+        try:
+            now = self._now()
+        except UnavailableError:
+            if last is None:
+                raise
+            return last
+        return now if last is None else max(now, last)
 
     def _recover(self) -> Anchor:
         pending = self.store.pending()
@@ -172,8 +209,8 @@ class State:
 
     def _anchored(self) -> Anchor:
         for record in self.ledger.decisions_backwards():
-            return _anchor(record)
-        return Anchor(epoch=0, state_root=state_root({}), at=None)
+            return anchor_of(record)
+        return Anchor(epoch=self._begin, state_root=state_root({}), at=None)
 
     def _check(self, rows: Mapping[RowKey, bytes]) -> None:
         if hmac.compare_digest(state_root(rows), self._anchor.state_root):
@@ -200,7 +237,8 @@ def _parse(cls: type[Document], body: bytes) -> Document:
         raise VerificationError(str(exc), code="row-malformed", stage="state") from exc
 
 
-def _anchor(record: Record) -> Anchor:
+def anchor_of(record: Record) -> Anchor:
+    """Return what a decision says of the rows. Raises VerificationError: `opening-mismatch`."""
     try:
         values: dict[str, Any] = {
             name: parse_json(record.fields[name]) for name in ("at", "epoch", "state_root")

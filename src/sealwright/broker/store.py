@@ -1,93 +1,21 @@
-"""The database: security rows, at most one pending change, and which receipt named which lease. Nothing here is trusted.
+"""What a broker's database holds: security rows, at most one pending change, and which receipt named which lease.
 
-SQLite in WAL with synchronous=FULL. One connection, used under the broker's lock.
+Nothing here is trusted. Used under the broker's lock.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 
-from sqlalchemy import (
-    Column,
-    Integer,
-    LargeBinary,
-    MetaData,
-    PrimaryKeyConstraint,
-    String,
-    Table,
-    bindparam,
-    create_engine,
-    delete,
-    event,
-    func,
-    insert,
-    select,
-)
-from sqlalchemy.dialects.sqlite import insert as upsert
-from sqlalchemy.engine import URL, Connection
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.pool import StaticPool
+from sqlalchemy import bindparam, delete, func, insert, select
+from sqlalchemy.engine import Connection
 
+from sealwright.broker.database import Database, upsert
 from sealwright.broker.rows import Changes, RowKey
-from sealwright.errors import UnavailableError, VerificationError
-
-_META = MetaData()
-_ROWS = Table(
-    "security_rows",
-    _META,
-    Column("kind", String, nullable=False),
-    Column("id", String, nullable=False),
-    Column("body", LargeBinary, nullable=False),
-    PrimaryKeyConstraint("kind", "id"),
-)
-_HEAD = Table(
-    "head",
-    _META,
-    Column("one", Integer, primary_key=True),
-    Column("epoch", Integer, nullable=False),
-    Column("checkpoint", LargeBinary, nullable=False),
-)
-_PENDING = Table(
-    "pending",
-    _META,
-    Column("one", Integer, primary_key=True),
-    Column("epoch", Integer, nullable=False),
-    Column("log_size", Integer, nullable=False),
-    Column("entry", LargeBinary, nullable=False),
-)
-_PENDING_ROWS = Table(
-    "pending_rows",
-    _META,
-    Column("kind", String, nullable=False),
-    Column("id", String, nullable=False),
-    Column("body", LargeBinary),
-    PrimaryKeyConstraint("kind", "id"),
-)
-_RECEIPTS = Table(
-    "receipts",
-    _META,
-    Column("entry", LargeBinary, primary_key=True),
-    Column("lease_id", LargeBinary, nullable=False, index=True),
-)
-
-_INDEX = Table(
-    "entry_index",
-    _META,
-    Column("entry_sha256", LargeBinary, primary_key=True),
-    Column("position", Integer, nullable=False),
-)
-
-
-# Ciphertexts of resources, by SHA-256; a security row names the one that counts.
-_CONTENTS = Table(
-    "contents",
-    _META,
-    Column("sha256", LargeBinary, primary_key=True),
-    Column("body", LargeBinary, nullable=False),
-)
+from sealwright.broker.tables import CONTENTS, HEAD, INDEX, PENDING, PENDING_ROWS, RECEIPTS, ROWS
+from sealwright.errors import VerificationError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,34 +37,26 @@ class Pending:
 
 
 class Store:
-    """One database file."""
+    """What the broker keeps in one database."""
 
-    def __init__(self, path: Path) -> None:
-        """Open, or make, the database at `path`."""
-        self._engine = create_engine(
-            URL.create("sqlite", database=str(path)),
-            poolclass=StaticPool,
-            connect_args={"check_same_thread": False},
-        )
-        event.listen(self._engine, "connect", _pragmas)
-        with self._begin() as db:
-            _META.create_all(db)
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     def close(self) -> None:
         """Close the database."""
-        self._engine.dispose()
+        self._database.close()
 
     def rows(self) -> dict[RowKey, bytes]:
         """Return all security rows, unverified."""
         with self._begin() as db:
-            rows = {(kind, row_id): body for kind, row_id, body in db.execute(select(_ROWS))}
+            rows = {(kind, row_id): body for kind, row_id, body in db.execute(select(ROWS))}
         _check_types(rows)
         return rows
 
     def head(self) -> Head:
         """Return where the database says it stands; epoch 0 when it is new."""
         with self._begin() as db:
-            found = db.execute(select(_HEAD.c.epoch, _HEAD.c.checkpoint)).first()
+            found = db.execute(select(HEAD.c.epoch, HEAD.c.checkpoint)).first()
         if found is None:
             return Head(epoch=0, checkpoint=b"")
         epoch, checkpoint = found
@@ -147,8 +67,8 @@ class Store:
     def pending(self) -> Pending | None:
         """Return the change that a crash left behind, if any."""
         with self._begin() as db:
-            found = db.execute(select(_PENDING)).first()
-            changes = {(kind, row_id): body for kind, row_id, body in db.execute(select(_PENDING_ROWS))}
+            found = db.execute(select(PENDING)).first()
+            changes = {(kind, row_id): body for kind, row_id, body in db.execute(select(PENDING_ROWS))}
         if found is None:
             return None
         if not (isinstance(found.log_size, int) and isinstance(found.entry, bytes)):
@@ -162,12 +82,12 @@ class Store:
         with self._begin() as db:
             _drop_pending(db)
             db.execute(
-                insert(_PENDING).values(
+                insert(PENDING).values(
                     one=1, epoch=pending.epoch, log_size=pending.log_size, entry=pending.entry
                 )
             )
             if rows:
-                db.execute(insert(_PENDING_ROWS), rows)
+                db.execute(insert(PENDING_ROWS), rows)
 
     def commit(self, pending: Pending, checkpoint: bytes) -> None:
         """Apply a prepared change, which is logged under `checkpoint`."""
@@ -177,7 +97,7 @@ class Store:
         gone = [{"k": k, "i": i} for (k, i), body in pending.changes.items() if body is None]
         with self._begin() as db:
             if kept:
-                statement = upsert(_ROWS)
+                statement = upsert(db, ROWS)
                 db.execute(
                     statement.on_conflict_do_update(
                         index_elements=["kind", "id"], set_={"body": statement.excluded.body}
@@ -186,10 +106,10 @@ class Store:
                 )
             if gone:
                 db.execute(
-                    delete(_ROWS).where(_ROWS.c.kind == bindparam("k"), _ROWS.c.id == bindparam("i")), gone
+                    delete(ROWS).where(ROWS.c.kind == bindparam("k"), ROWS.c.id == bindparam("i")), gone
                 )
-            db.execute(delete(_HEAD))
-            db.execute(insert(_HEAD).values(one=1, epoch=pending.epoch, checkpoint=checkpoint))
+            db.execute(delete(HEAD))
+            db.execute(insert(HEAD).values(one=1, epoch=pending.epoch, checkpoint=checkpoint))
             _drop_pending(db)
 
     def drop_pending(self) -> None:
@@ -200,7 +120,7 @@ class Store:
     def known_receipts(self, entries: list[bytes]) -> set[bytes]:
         """Return those of `entries` that are remembered already."""
         with self._begin() as db:
-            return set(db.execute(select(_RECEIPTS.c.entry).where(_RECEIPTS.c.entry.in_(entries))).scalars())
+            return set(db.execute(select(RECEIPTS.c.entry).where(RECEIPTS.c.entry.in_(entries))).scalars())
 
     def add_receipts(self, receipts: list[tuple[bytes, bytes]]) -> None:
         """Remember (log entry, lease id) of receipts that were logged."""
@@ -208,37 +128,37 @@ class Store:
         if not rows:
             return
         with self._begin() as db:
-            db.execute(upsert(_RECEIPTS).on_conflict_do_nothing(), rows)
+            db.execute(upsert(db, RECEIPTS).on_conflict_do_nothing(), rows)
 
     def count_receipts(self, lease_id: bytes) -> int:
         """Return how many receipts named this lease."""
-        query = select(func.count()).select_from(_RECEIPTS).where(_RECEIPTS.c.lease_id == lease_id)
+        query = select(func.count()).select_from(RECEIPTS).where(RECEIPTS.c.lease_id == lease_id)
         with self._begin() as db:
             return int(db.execute(query).scalar_one())
 
     def add_content(self, sha256: bytes, body: bytes) -> None:
         """Keep the ciphertext of a resource."""
         with self._begin() as db:
-            db.execute(upsert(_CONTENTS).on_conflict_do_nothing(), [{"sha256": sha256, "body": body}])
+            db.execute(upsert(db, CONTENTS).on_conflict_do_nothing(), [{"sha256": sha256, "body": body}])
 
     def content(self, sha256: bytes) -> bytes | None:
         """Return a ciphertext, or None; the caller checks its digest."""
         with self._begin() as db:
-            found = db.execute(select(_CONTENTS.c.body).where(_CONTENTS.c.sha256 == sha256)).scalar()
+            found = db.execute(select(CONTENTS.c.body).where(CONTENTS.c.sha256 == sha256)).scalar()
         return found if isinstance(found, bytes) else None
 
     def keep_contents(self, kept: set[bytes]) -> None:
         """Forget every ciphertext but those."""
         with self._begin() as db:
-            there = set(db.execute(select(_CONTENTS.c.sha256)).scalars())
+            there = set(db.execute(select(CONTENTS.c.sha256)).scalars())
             gone = [{"s": one} for one in there - kept]
             if gone:
-                db.execute(delete(_CONTENTS).where(_CONTENTS.c.sha256 == bindparam("s")), gone)
+                db.execute(delete(CONTENTS).where(CONTENTS.c.sha256 == bindparam("s")), gone)
 
     def indexed(self) -> int:
         """Return how many of the log's first entries are in the index."""
         with self._begin() as db:
-            last = db.execute(select(func.max(_INDEX.c.position))).scalar_one()
+            last = db.execute(select(func.max(INDEX.c.position))).scalar_one()
         return last + 1 if isinstance(last, int) else 0
 
     def add_index(self, entries: list[tuple[bytes, int]]) -> None:
@@ -246,27 +166,16 @@ class Store:
         rows = [{"entry_sha256": name, "position": position} for name, position in entries]
         if rows:
             with self._begin() as db:
-                db.execute(upsert(_INDEX).on_conflict_do_nothing(), rows)
+                db.execute(upsert(db, INDEX).on_conflict_do_nothing(), rows)
 
     def find(self, entry_sha256: bytes) -> int | None:
         """Return where the index says this entry stands; nothing vouches for it."""
         with self._begin() as db:
-            found = db.execute(
-                select(_INDEX.c.position).where(_INDEX.c.entry_sha256 == entry_sha256)
-            ).scalar()
+            found = db.execute(select(INDEX.c.position).where(INDEX.c.entry_sha256 == entry_sha256)).scalar()
         return found if isinstance(found, int) and found >= 0 else None
 
-    @contextmanager
-    def _begin(self) -> Iterator[Connection]:
-        # SQLAlchemy's own text quotes the statement's values: only the kind of error is passed on.
-        try:
-            with self._engine.begin() as db:
-                yield db
-        except SQLAlchemyError as exc:
-            cause = type(getattr(exc, "orig", None) or exc).__name__
-            raise UnavailableError(
-                f"the broker's database cannot be used ({cause})", code="store-unavailable", stage="store"
-            ) from None
+    def _begin(self) -> AbstractContextManager[Connection]:
+        return self._database.begin()
 
 
 def _check_types(rows: Mapping[RowKey, bytes]) -> None:
@@ -283,12 +192,5 @@ def _wrong_type() -> VerificationError:
 
 
 def _drop_pending(db: Connection) -> None:
-    db.execute(delete(_PENDING_ROWS))
-    db.execute(delete(_PENDING))
-
-
-def _pragmas(connection: object, _record: object) -> None:
-    cursor = connection.cursor()  # type: ignore[attr-defined]
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "trusted_schema=OFF", "foreign_keys=ON"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
+    db.execute(delete(PENDING_ROWS))
+    db.execute(delete(PENDING))

@@ -34,6 +34,7 @@ COMMANDS = {
     "open": Entry("seal", "open_", "Open a sealed file with the owner's key."),
     "owner-key": Entry("seal", "owner_key", "Make and show the owner's keys."),
     "broker": Entry("broker", "app", "Appraise enclaves, hold keys and release them."),
+    "drill": Entry("drill", "drill", "Make faults on purpose, and show that a broker holds them."),
     "enclave": Entry("enclave", "app", "Serve a sealed model inside an attested enclave."),
     "image": Entry("image", "app", "Build images, and say what they measure to."),
     "tpm": Entry("tpm", "app", "Enrol TPMs: vouch for attestation keys that were proved to stand in them."),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,11 +12,17 @@ import typer
 from sealwright.cli import resource
 from sealwright.cli._admin import Broker, Json, TokenFile, ask, path_of, read_bytes, read_text
 from sealwright.cli._broker_backends import app as backend
+from sealwright.cli._broker_backup import backup, restore
+from sealwright.cli._broker_options import DatabaseFile, Holder, Witnesses
+from sealwright.cli._broker_promotion import app as promotion_app
 from sealwright.cli._output import emit
 from sealwright.crypto.encoding import b64url, b64url_decode
 from sealwright.errors import SettingsError
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from sealwright.broker.service import Running
     from sealwright.broker.supply import SupplySettings
 
 
@@ -37,14 +45,14 @@ for _name, _app in {
     "owner": owner,
     "manifest": manifest,
     "decisions": decisions,
+    "promotion": promotion_app,
     "resource": resource.app,
 }.items():
     app.add_typer(_app, name=_name)
 
 PolicyFile = Annotated[Path, typer.Option("--policy", help="Policy, YAML (docs/spec/appraisal.md).")]
-Holder = Annotated[
-    Path | None, typer.Option(help="File kept elsewhere with the highest checkpoint: shows rollbacks.")
-]
+app.command("backup")(backup)
+app.command("restore")(restore)
 
 
 @app.command()
@@ -52,13 +60,17 @@ def init(
     directory: Annotated[Path, typer.Argument(help="Folder to make; must be empty or absent.")],
     origin: Annotated[str | None, typer.Option(help="Name of the log; default: from the root key.")] = None,
     holder: Holder = None,
+    witness: Witnesses = None,
+    database: DatabaseFile = None,
     as_json: Json = False,
 ) -> None:
     """Make a broker: its keys, its log, its admin token. The folder is for its user only."""
     from sealwright.broker.service import init_broker
     from sealwright.broker.settings import Layout
+    from sealwright.broker.storage import claimed
 
-    secrets = init_broker(directory, origin=origin, holder=holder)
+    with claimed(database) as shared:
+        secrets = init_broker(directory, origin=origin, holder=holder, witnesses=witness or (), shared=shared)
     layout = Layout(root=directory)
     result: dict[str, object] = {
         "directory": str(directory),
@@ -82,7 +94,17 @@ def serve(
     directory: Annotated[Path, typer.Argument(help="The broker's folder, from `broker init`.")],
     listen: Annotated[str, typer.Option(help="HOST:PORT; port 0 takes a free one.")] = "127.0.0.1:8420",
     holder: Holder = None,
-    new_holder: Annotated[bool, typer.Option("--new-holder", help="Begin the holder file.")] = False,
+    witness: Witnesses = None,
+    holders_needed: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Of file and witnesses, how many must hold a checkpoint before an answer; default: all.",
+        ),
+    ] = None,
+    new_holder: Annotated[
+        bool, typer.Option("--new-holder", help="Let holders begin that hold nothing yet.")
+    ] = False,
     collateral: Annotated[
         Path | None,
         typer.Option(
@@ -108,6 +130,14 @@ def serve(
     ca_file: Annotated[
         Path | None, typer.Option(help="CAs of vendors or the proxy, in place of the system's.", exists=True)
     ] = None,
+    database: DatabaseFile = None,
+    site: Annotated[
+        str | None, typer.Option(help="Name of this site, where several may write in turn.")
+    ] = None,
+    promotion: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Approvers' statement that this site writes now.", exists=True),
+    ] = None,
     backends: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Key backends; default: backends.json of the folder."),
@@ -131,23 +161,65 @@ def serve(
     host, port = server.parse_listen(listen)
     server.harden()
     log = Journalist(as_json=log_format == "json")
-    with (
-        open_broker(
-            directory,
-            holder=holder,
-            new_holder=new_holder,
-            collateral=collateral,
-            supply=_supply(fetch_collateral, fetch_budget, hosts, proxy, ca_file),
-            backends=backends,
-            approve=approve_backend or (),
-        ) as running,
-        server.bind(host, port) as sock,
-    ):
+    options: dict[str, Any] = {
+        "holder": holder,
+        "witnesses": witness or (),
+        "holders_needed": holders_needed,
+        "new_holder": new_holder,
+        "collateral": collateral,
+        "supply": _supply(fetch_collateral, fetch_budget, hosts, proxy, ca_file),
+        "backends": backends,
+        "approve": approve_backend or (),
+        "site": site,
+        "promotion": None if promotion is None else read_bytes(promotion),
+    }
+    with ExitStack() as stack:
+        if database is None:
+            running = stack.enter_context(open_broker(directory, **options))
+            serving, root = running.app(log=log), running.core.secrets.root_public
+        else:
+            serving, root = _replica(stack, directory, database, options, log)
+        sock = stack.enter_context(server.bind(host, port))
         shown = f"[{host}]" if ":" in host else host
-        root = b64url(running.core.secrets.root_public)
-        log("serving", url=f"http://{shown}:{sock.getsockname()[1]}", root=root)
-        with _notify.service(_notify.asked(sock.getsockname()[:2])):
-            server.serve(running.app(log=log), sock, log)
+        log("serving", url=f"http://{shown}:{sock.getsockname()[1]}", root=b64url(root))
+        stack.enter_context(_notify.service(_notify.asked(sock.getsockname()[:2])))
+        server.serve(serving, sock, log)
+
+
+def _replica(
+    stack: ExitStack, directory: Path, database: Path, options: dict[str, Any], log: Callable[..., None]
+) -> tuple[ASGIApp, bytes]:
+    """Return the application of one replica, and the broker's root key."""
+    from sealwright.broker.database import Database, postgres_engine, read_url
+    from sealwright.broker.replica import Replica
+    from sealwright.broker.service import open_broker
+    from sealwright.broker.settings import BrokerSecrets, Layout
+    from sealwright.broker.storage import Shared
+    from sealwright.broker.writer import Writer
+
+    secrets = BrokerSecrets.load(Layout(root=directory))
+    election = Database(postgres_engine(read_url(database), size=2))
+    stack.callback(election.close)
+
+    def open_at(epoch: int) -> AbstractContextManager[Running]:
+        return open_broker(directory, shared=Shared(url_file=database, epoch=epoch), **options)
+
+    return Replica(Writer(election), open_at, log=log), secrets.root_public
+
+
+@app.command()
+def migrate(
+    database: Annotated[Path, typer.Option(metavar="FILE", help="File with the postgresql:// address.")],
+    as_json: Json = False,
+) -> None:
+    """Bring the tables of a PostgreSQL database to this version. Only this needs the right to change tables."""
+    from sealwright.broker.database import read_url
+    from sealwright.broker.migrations import migrate as run
+
+    before, after = run(read_url(database))
+    emit(
+        {"before": before, "after": after}, as_json=as_json, lines=[f"tables  {before or 'none'} -> {after}"]
+    )
 
 
 @app.command()
@@ -286,6 +358,18 @@ def caller_remove(
     """Take a caller out; enclaves learn it with their next lease."""
     found = ask(broker, token_file, "DELETE", f"/tenants/{path_of(tenant)}/callers/{path_of(name)}")
     emit(found, as_json=as_json, lines=[f"removed  {name} of {tenant}"])
+
+
+@decisions.command("erase")
+def decisions_erase(
+    commitment: Annotated[list[str], typer.Argument(help="Commitments, hex, from `decisions list --json`.")],
+    broker: Broker,
+    token_file: TokenFile,
+    as_json: Json = False,
+) -> None:
+    """Erase the openings of entries: they stay in the log, and nobody can read them again."""
+    found = ask(broker, token_file, "POST", "/erase", {"commitments": commitment})
+    emit(found, as_json=as_json, lines=[f"erased  {found['erased']}"])
 
 
 @decisions.command("list")

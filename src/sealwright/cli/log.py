@@ -153,6 +153,29 @@ def verify(
     )
 
 
+@app.command()
+def witness(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the witness: key and heads.")],
+    log_key: Annotated[list[str], typer.Option(help="Verifier key of a log to cosign; again for more.")],
+    name: Annotated[
+        str | None, typer.Option(help="Name of the witness, such as w.example.org/1: makes its key.")
+    ] = None,
+    listen: Annotated[str, typer.Option(help="HOST:PORT; port 0 takes a free one.")] = "127.0.0.1:8430",
+) -> None:
+    """Remember how far logs have come, and cosign what continues that (c2sp.org/tlog-witness)."""
+    from sealwright.broker import serve as server
+    from sealwright.broker.http import Journalist
+    from sealwright.ops.witness import open_witness, witness_app
+
+    host, port = server.parse_listen(listen)
+    server.harden()
+    made = open_witness(directory, log_key, name=name)
+    log = Journalist()
+    with server.bind(host, port) as sock:
+        log("serving", url=f"http://{host}:{sock.getsockname()[1]}", key=made.cosigner.vkey.encode())
+        server.serve(witness_app(made), sock, log)
+
+
 def _fetch(directory: Path) -> Fetch:
     return directory_fetch(directory)
 

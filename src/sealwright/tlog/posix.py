@@ -121,7 +121,7 @@ class PosixLog:
             return first
         edge, bundles, tiles = self._edge.extended(entries)
         try:
-            self._stage({**bundles, **tiles, STATE: _state(edge, self._signer)})
+            self._stage({**bundles, **tiles, STATE: encode_state(edge, self._signer)})
             self._place([*bundles, *tiles])
             self._place([STATE])
             self._edge = edge
@@ -188,13 +188,13 @@ class PosixLog:
 
     def _read_state(self) -> tuple[int, bytes]:
         try:
-            return _read_state(read_file(self._root / STATE, _MAX_STATE), self._signer.vkey)
+            return decode_state(read_file(self._root / STATE, _MAX_STATE), self._signer.vkey)
         except FileNotFoundError:
             if (self._root / CHECKPOINT).exists() or (self._root / "tile").exists():
                 raise VerificationError(
                     f"{self._root} has entries and no state", code="log-state-missing", stage="open"
                 ) from None
-        self._stage({STATE: _state(RightEdge(), self._signer)})
+        self._stage({STATE: encode_state(RightEdge(), self._signer)})
         self._place([STATE])
         return 0, RightEdge().root()
 
@@ -256,7 +256,7 @@ def _locked(root: Path) -> int:
     return lock
 
 
-def _state(edge: RightEdge, signer: Signer) -> bytes:
+def encode_state(edge: RightEdge, signer: Signer) -> bytes:
     """Return the state file: a note of two lines, which is no checkpoint, signed by the log's key.
 
     Were it not signed, whoever can write to the disk could have us sign entries of theirs at the next start.
@@ -265,7 +265,7 @@ def _state(edge: RightEdge, signer: Signer) -> bytes:
     return Note(unverified_text=text, signatures=(signer.sign(text),)).encode()
 
 
-def _read_state(raw: bytes, key: VerifierKey) -> tuple[int, bytes]:
+def decode_state(raw: bytes, key: VerifierKey) -> tuple[int, bytes]:
     """Return size and root of a state file that `key` signed."""
     note = Note.parse(raw)
     if key not in note.verify([key]):

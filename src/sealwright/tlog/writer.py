@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from sealwright.errors import LogFormatError, UnavailableError
 from sealwright.tlog.checkpoint import Checkpoint
-from sealwright.tlog.posix import PosixLog
 from sealwright.tlog.proof import LogProof
 from sealwright.tlog.tiles import MAX_ENTRY
 
@@ -19,6 +18,32 @@ MAX_BATCH = 256  # entries
 MAX_WAIT_S = 0.25  # from the first entry of a batch
 IDLE_S = 0.001  # no further entry for so long ends a batch
 MAX_PENDING = 4096  # entries; beyond, callers are refused
+
+
+class BatchLog(Protocol):
+    """A log that takes batches from one thread: see `sealwright.tlog.posix.PosixLog`."""
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The latest published checkpoint."""
+        ...
+
+    @property
+    def signed_checkpoint(self) -> bytes:
+        """The latest published checkpoint as a signed note."""
+        ...
+
+    def append(self, entries: Sequence[bytes]) -> int:
+        """Append a batch durably, publish its checkpoint, and return the index of its first entry."""
+        ...
+
+    def prove(self, index: int) -> LogProof:
+        """Return the proof of entry `index` under the latest checkpoint. Any thread."""
+        ...
+
+    def close(self) -> None:
+        """Release the log."""
+        ...
 
 
 class LogWriter:
@@ -30,7 +55,7 @@ class LogWriter:
 
     def __init__(
         self,
-        log: PosixLog,
+        log: BatchLog,
         *,
         max_batch: int = MAX_BATCH,
         max_wait_s: float = MAX_WAIT_S,
