@@ -30,9 +30,10 @@ COMMANDS = {
     "refvalues": Entry(
         "refvalues", "app", "Make, sign and check reference values: what a build measures to."
     ),
-    "seal": Entry("seal", "seal", "Seal a file so that only attested code can open it."),
-    "open": Entry("seal", "open_", "Open a sealed file with the owner's key."),
-    "owner-key": Entry("seal", "owner_key", "Make and show the owner's keys."),
+    "seal": Entry("seal", "seal", "Seal a file or folder so that only attested code can open it."),
+    "open": Entry("seal", "open_", "Open a sealed file or folder with the owner's key."),
+    "rewrap": Entry("seal", "rewrap_", "Seal an artefact anew under another key."),
+    "owner-key": Entry("owner_key", "owner_key", "Make and show the owner's keys."),
     "broker": Entry("broker", "app", "Appraise enclaves, hold keys and release them."),
     "drill": Entry("drill", "drill", "Make faults on purpose, and show that a broker holds them."),
     "enclave": Entry("enclave", "app", "Serve a sealed model inside an attested enclave."),

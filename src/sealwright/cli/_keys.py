@@ -6,7 +6,9 @@ import os
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from sealwright.errors import SettingsError
@@ -31,10 +33,22 @@ def read_secret(path: Path) -> bytes:
 
 def load_owner_key(path: Path) -> Ed25519PrivateKey:
     """Return the Ed25519 key of `owner-key new`. Raises SettingsError, UnavailableError."""
-    try:
-        key = load_pem_private_key(read_secret(path), password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise SettingsError(f"{path.name} is not a private key in PEM", code="malformed-owner-key") from None
+    key = _load(path, "malformed-owner-key")
     if not isinstance(key, Ed25519PrivateKey):
         raise SettingsError(f"{path.name} is not an Ed25519 key", code="malformed-owner-key")
     return key
+
+
+def load_model_key(path: Path) -> EllipticCurvePrivateKey:
+    """Return an EC key that signs models. Raises SettingsError, UnavailableError."""
+    key = _load(path, "wrong-model-key")
+    if not isinstance(key, EllipticCurvePrivateKey):
+        raise SettingsError(f"{path.name} is not an EC key", code="wrong-model-key")
+    return key
+
+
+def _load(path: Path, code: str) -> PrivateKeyTypes:
+    try:
+        return load_pem_private_key(read_secret(path), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise SettingsError(f"{path.name} is not a private key in PEM", code=code) from None

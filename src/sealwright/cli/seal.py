@@ -1,53 +1,61 @@
-"""`sealwright seal`, `open` and `owner-key`: the owner's side of sealed artefacts."""
+"""`sealwright seal`, `open` and `rewrap`: the owner's side of sealed artefacts."""
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import hmac
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-)
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
-from sealwright.cli._keys import load_owner_key, read_secret
+from sealwright.cli._group import Json
+from sealwright.cli._keys import load_model_key, load_owner_key
 from sealwright.cli._output import emit
-from sealwright.crypto.dsse import key_id
-from sealwright.crypto.encoding import b64url, b64url_decode, hex_decode
-from sealwright.crypto.streaming import KEY_BYTES
-from sealwright.errors import SettingsError, UnavailableError
+from sealwright.cli._sealing import (
+    ArtefactId,
+    Broker,
+    BrokerRoot,
+    DekFile,
+    KeySource,
+    ManifestDigest,
+    OwnerKey,
+    Restart,
+    Stored,
+    TokenFile,
+    Version,
+    checked,
+    described,
+    find,
+    parse_id,
+    progress_bar,
+)
+from sealwright.errors import SettingsError
 from sealwright.sealing import (
     Manifest,
     Progress,
+    Sealing,
+    locate,
     manifest_path,
-    open_to_file,
-    read_manifest,
-    seal_file,
+    open_to_folder,
+    rewrap,
+    seal_folder,
 )
-from sealwright.sealing.files import io_errors
-from sealwright.sealing.manifest import ID_BYTES
+from sealwright.sealing.draft import discard_draft
+from sealwright.sealing.files import NewFile
+from sealwright.sealing.location import MANIFEST, LocalFolder
+from sealwright.sealing.open import open_into
+from sealwright.sealing.remote import RemoteFolder
+from sealwright.sealing.rewrap import has_sha256
+from sealwright.sealing.seal import seal_one
 
-Broker = Annotated[str | None, typer.Option(help="URL of the broker that holds the key.")]
-BrokerRoot = Annotated[
-    str | None, typer.Option(metavar="KEY", help="The broker's root, base64url: a key by another is refused.")
+Artefact = Annotated[
+    str, typer.Argument(help="NAME.sealed, a file beside its manifest or a folder; or a URL, such as s3://…")
 ]
-TokenFile = Annotated[Path | None, typer.Option(help="File with the broker's admin token.")]
-DekFile = Annotated[Path | None, typer.Option(help="32 raw bytes, mode 0600, in place of a broker.")]
-OwnerKey = Annotated[Path, typer.Option(help="The owner's private key, from `owner-key new`.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 def seal(
-    path: Annotated[Path, typer.Argument(help="The file to seal.")],
+    path: Annotated[Path, typer.Argument(help="The file or folder to seal.", exists=True)],
     owner_key: OwnerKey,
     out: Annotated[Path | None, typer.Option(help="Folder for the result; default: beside PATH.")] = None,
     kid: Annotated[str | None, typer.Option(help="Name of the key; default: the file's name.")] = None,
@@ -55,197 +63,155 @@ def seal(
     broker_root: BrokerRoot = None,
     token_file: TokenFile = None,
     dek_file: DekFile = None,
-    artefact_version: Annotated[int, typer.Option(min=1, help="Counts up with the content.")] = 1,
-    artefact_id: Annotated[str | None, typer.Option(help="Id of the version before, hex.")] = None,
+    artefact_version: Version = 1,
+    artefact_id: ArtefactId = None,
     sha256: Annotated[bool, typer.Option("--sha256", help="Add a SHA-256 digest (slower).")] = False,
+    model_key: Annotated[
+        Path | None,
+        typer.Option(help="EC key that signs a folder's files: `model_signing verify key` accepts it."),
+    ] = None,
+    restart: Restart = False,
     as_json: Json = False,
 ) -> None:
-    """Seal a file so that only attested code can open it.
+    """Seal a file or a folder so that only attested code can open it.
 
-    Writes NAME.sealed and its signed manifest NAME.sealed.json. With --broker the key comes from the
-    broker, which then admits the manifest.
+    A file becomes NAME.sealed and its signed manifest NAME.sealed.json, a folder the folder NAME.sealed. When it is
+    interrupted, the same command goes on where it was. With --broker the key comes from the broker, which then admits
+    the manifest.
     """
+    path = path.absolute()
     name = kid or path.name
     artefact = (out or path.parent) / f"{path.name}.sealed"
-    identity = None if artefact_id is None else hex_decode(artefact_id, length=ID_BYTES, error=SettingsError)
     signer = load_owner_key(owner_key)
-    key_source = _KeySource(broker, broker_root, token_file, dek_file)
-    dek = key_source.fetch(name)
-    with _progress("Sealing", quiet=as_json) as progress:
-        manifest = seal_file(
-            path,
-            artefact,
-            dek=dek,
-            kid=name,
-            signer=signer,
-            version=artefact_version,
-            progress=progress,
-            artefact_id=identity,
-            sha256=sha256,
-        )
-    public = signer.public_key().public_bytes_raw()
-    admitted = key_source.admit(name, read_manifest(artefact), public)
-    result = {**_describe(artefact, manifest), "admitted": admitted}
-    lines = [
-        f"sealed    {artefact} ({manifest.lengths[0]} bytes) under {name}",
-        f"manifest  {manifest_path(artefact)}, version {manifest.version}",
-        f"digest    {manifest.manifest_digest.hex()}",
-        f"admitted  by {broker}" if admitted else "admitted  not yet: no broker was named",
-    ]
-    emit(result, as_json=as_json, lines=lines)
+    model = None if model_key is None else load_model_key(model_key)
+    if model is not None and not path.is_dir():
+        raise typer.BadParameter("--model-key signs the files of a folder")
+    key_source = KeySource(broker, broker_root, token_file, dek_file)
+    sealing = Sealing(
+        dek=key_source.fetch(name),
+        kid=name,
+        signer=signer,
+        version=artefact_version,
+        artefact_id=parse_id(artefact_id),
+        sha256=sha256,
+        resume=True,
+    )
+    if restart:
+        discard_draft(artefact)
+    with progress_bar("Sealing", quiet=as_json) as progress:
+        manifest = _seal(path, artefact, sealing, model, progress)
+    admitted = key_source.admit(name, locate(artefact).envelope(), signer.public_key().public_bytes_raw())
+    _report(artefact, manifest, broker if admitted else None, as_json=as_json)
 
 
 def open_(
-    artefact: Annotated[Path, typer.Argument(help="NAME.sealed, with NAME.sealed.json beside it.")],
+    artefact: Artefact,
     owner_key: OwnerKey,
-    to: Annotated[Path, typer.Option(help="File to write, mode 0600.")],
+    to: Annotated[Path, typer.Option(help="File to write, mode 0600, or the folder to make.")],
     broker: Broker = None,
     broker_root: BrokerRoot = None,
     token_file: TokenFile = None,
     dek_file: DekFile = None,
-    manifest_digest: Annotated[
-        str | None, typer.Option(help="Open this version only: its manifest digest, hex.")
-    ] = None,
+    manifest_digest: ManifestDigest = None,
+    store: Stored = [],  # noqa: B006 - typer reads it
     as_json: Json = False,
 ) -> None:
-    """Open a sealed file with the owner's key. The broker logs that its key was asked for.
-
-    Without --manifest-digest any version that the owner signed is opened.
-    """
-    keys = [load_owner_key(owner_key).public_key()]
-    envelope = read_manifest(artefact)
-    if manifest_digest is None:
-        manifest = Manifest.verify_signed(envelope, keys)
-    else:
-        expected = hex_decode(manifest_digest, length=32, error=SettingsError)
-        manifest = Manifest.verify(envelope, keys, expected)
-    dek = _KeySource(broker, broker_root, token_file, dek_file).fetch(manifest.kid)
-    with _progress("Opening", quiet=as_json) as progress:
-        open_to_file(artefact, manifest, dek, to, progress=progress)
-    result = {**_describe(artefact, manifest), "to": str(to)}
-    lines = [f"opened  {to} ({manifest.lengths[0]} bytes), version {manifest.version} of {manifest.kid}"]
+    """Open a sealed file or folder with the owner's key. The broker logs that its key was asked for."""
+    location = find(artefact, store)
+    manifest = checked(location, owner_key, manifest_digest)
+    dek = KeySource(broker, broker_root, token_file, dek_file).fetch(manifest.kid)
+    with progress_bar("Opening", quiet=as_json) as progress:
+        if isinstance(location, LocalFolder | RemoteFolder):
+            open_to_folder(location, manifest, dek, to, progress=progress)
+        else:
+            open_into(location.ciphertext(0), manifest, dek, NewFile(to, mode=0o600), progress=progress)
+    result = {"artefact": artefact, **described(manifest), "to": str(to)}
+    lines = [
+        f"opened  {to} ({_size(manifest)}), version {manifest.version} of {manifest.kid}",
+    ]
     emit(result, as_json=as_json, lines=lines)
 
 
-owner_key = typer.Typer(
-    help="Make and show the owner's keys.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
-)
-
-
-@owner_key.command("new")
-def owner_key_new(
-    file: Annotated[Path, typer.Argument(help="File to make; never overwritten.")], as_json: Json = False
+def rewrap_(
+    artefact: Artefact,
+    owner_key: OwnerKey,
+    to: Annotated[Path, typer.Option(help="NAME.sealed to make: a file or a folder, as the artefact is.")],
+    kid: Annotated[str, typer.Option(help="Name of the new key.")],
+    broker: Broker = None,
+    broker_root: BrokerRoot = None,
+    token_file: TokenFile = None,
+    dek_file: DekFile = None,
+    new_dek_file: Annotated[
+        Path | None, typer.Option(help="The new key, with --dek-file for the old one.")
+    ] = None,
+    artefact_version: Version = 1,
+    artefact_id: ArtefactId = None,
+    manifest_digest: ManifestDigest = None,
+    store: Stored = [],  # noqa: B006 - typer reads it
+    restart: Restart = False,
+    as_json: Json = False,
 ) -> None:
-    """Make an owner's key (Ed25519, PKCS #8 PEM, mode 0600) and print its public half."""
-    key = Ed25519PrivateKey.generate()
-    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    with io_errors("output-failed", f"cannot make {file.name}"):
-        fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(fd, "wb") as stream:
-            stream.write(pem)
-    _emit_key(key.public_key(), as_json=as_json)
+    """Seal an artefact anew under another key, without its plaintext touching a disk.
 
-
-@owner_key.command("show")
-def owner_key_show(
-    file: Annotated[Path, typer.Argument(help="The owner's private key.")], as_json: Json = False
-) -> None:
-    """Print the public half of an owner's key."""
-    _emit_key(load_owner_key(file).public_key(), as_json=as_json)
-
-
-class _KeySource:
-    """Where the DEK comes from: a broker, or a file."""
-
-    def __init__(
-        self, broker: str | None, root: str | None, token_file: Path | None, dek_file: Path | None
-    ) -> None:
-        if (broker is None) == (dek_file is None):
-            raise typer.BadParameter(
-                "give either --broker with --broker-root and --token-file, or --dek-file"
-            )
-        if not (broker is None) == (root is None) == (token_file is None):
-            raise typer.BadParameter("--broker, --broker-root and --token-file belong together")
-        self._root = None if root is None else b64url_decode(root, length=32, error=SettingsError)
-        self._dek_file = dek_file
-        self._broker = broker
-        self._token = "" if token_file is None else _read_token(token_file)
-
-    def fetch(self, kid: str) -> bytes:
-        """Return the DEK, 32 bytes."""
-        if self._dek_file is None:
-            key: bytes = _admin().fetch_sealing_key(self._broker, self._token, kid, root=self._root)
-            return key
-        dek = read_secret(self._dek_file)
-        if len(dek) != KEY_BYTES:
-            raise SettingsError(f"{self._dek_file.name} does not have 32 bytes", code="wrong-length")
-        return dek
-
-    def admit(self, kid: str, envelope: bytes, owner_key: bytes) -> bool:
-        """Ask the broker to admit the manifest; return whether there was a broker to ask.
-
-        Args:
-            owner_key: Ed25519, 32 bytes; the broker pins it with the tenant's first manifest.
-        """
-        if self._broker is None:
-            return False
-        _admin().admit_manifest(self._broker, self._token, kid, envelope, owner_key=owner_key)
-        return True
-
-
-def _admin() -> Any:
-    name = "sealwright.client.admin"
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as exc:
-        if exc.name != name:
-            raise
-        raise UnavailableError("this build cannot talk to a broker", code="no-admin-client") from exc
-
-
-def _read_token(path: Path) -> str:
-    try:
-        token = read_secret(path).decode("ascii").strip()
-    except UnicodeDecodeError:
-        token = ""
-    if not token or not token.isprintable():
-        raise SettingsError(f"{path.name} does not hold a token", code="malformed-admin-token")
-    return token
-
-
-def _emit_key(key: Ed25519PublicKey, *, as_json: bool) -> None:
-    public = b64url(key.public_bytes(Encoding.Raw, PublicFormat.Raw))
-    name = key_id(key)
-    emit(
-        {"key_id": name, "public_key": public},
-        as_json=as_json,
-        lines=[f"key id      {name}", f"public key  {public}"],
+    This is what shuts out who had the old key: it opens the old ciphertext for ever, and nothing new.
+    """
+    if (dek_file is None) != (new_dek_file is None):
+        raise typer.BadParameter("--dek-file and --new-dek-file belong together")
+    location = find(artefact, store)
+    manifest = checked(location, owner_key, manifest_digest)
+    old = KeySource(broker, broker_root, token_file, dek_file).fetch(manifest.kid)
+    key_source = KeySource(broker, broker_root, token_file, new_dek_file)
+    new = key_source.fetch(kid)
+    if hmac.compare_digest(old, new):
+        raise SettingsError("the new key is the old one: nobody is shut out by it", code="same-key")
+    signer = load_owner_key(owner_key)
+    sealing = Sealing(
+        dek=new,
+        kid=kid,
+        signer=signer,
+        version=artefact_version,
+        artefact_id=parse_id(artefact_id),
+        sha256=has_sha256(manifest, old),
+        resume=True,
     )
+    if restart:
+        discard_draft(to)
+    folder = isinstance(location, LocalFolder | RemoteFolder)
+    with progress_bar("Sealing anew", quiet=as_json) as progress:
+        made = rewrap(location, manifest, old, to, sealing, as_folder=folder, progress=progress)
+    admitted = key_source.admit(kid, locate(to).envelope(), signer.public_key().public_bytes_raw())
+    _report(to, made, broker if admitted else None, as_json=as_json)
 
 
-def _describe(artefact: Path, manifest: Manifest) -> dict[str, object]:
-    return {
+def _seal(
+    path: Path,
+    artefact: Path,
+    sealing: Sealing,
+    model: EllipticCurvePrivateKey | None,
+    progress: Progress | None,
+) -> Manifest:
+    if path.is_dir():
+        return seal_folder(path, artefact, sealing, model_key=model, progress=progress)
+    return seal_one(path, artefact, sealing, progress=progress)
+
+
+def _report(artefact: Path, manifest: Manifest, broker: str | None, *, as_json: bool) -> None:
+    where = artefact / MANIFEST if artefact.is_dir() else manifest_path(artefact)
+    result = {
         "artefact": str(artefact),
-        "artefact_id": manifest.artefact_id.hex(),
-        "version": manifest.version,
-        "kid": manifest.kid,
-        "length": manifest.lengths[0],
-        "manifest": str(manifest_path(artefact)),
-        "manifest_digest": manifest.manifest_digest.hex(),
+        "manifest": str(where),
+        **described(manifest),
+        "admitted": broker is not None,
     }
+    lines = [
+        f"sealed    {artefact} ({_size(manifest)}) under {manifest.kid}",
+        f"manifest  {where}, version {manifest.version}",
+        f"digest    {manifest.manifest_digest.hex()}",
+        f"admitted  by {broker}" if broker is not None else "admitted  not yet: no broker was named",
+    ]
+    emit(result, as_json=as_json, lines=lines)
 
 
-@contextmanager
-def _progress(title: str, *, quiet: bool) -> Iterator[Progress | None]:
-    """Give a progress bar on stderr, or nothing where nobody would see it."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bar
-
-    columns = (TextColumn(title), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+def _size(manifest: Manifest) -> str:
+    files = len(manifest.lengths)
+    return f"{sum(manifest.lengths)} bytes" + (f" in {files} files" if files > 1 else "")

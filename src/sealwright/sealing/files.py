@@ -8,6 +8,7 @@ import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -111,6 +112,36 @@ class FileReader:
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class BytesSource:
+    """Bytes at hand. A `Source`."""
+
+    raw: bytes = field(repr=False)
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+        return len(self.raw)
+
+    def holds(self, length: int) -> bool:
+        """Return whether there are `length` bytes."""
+        return length == len(self.raw)
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """Fill `out` from `offset`. Raises VerificationError: `file-truncated`."""
+        part = self.raw[offset : offset + len(out)]
+        if len(part) != len(out):
+            raise VerificationError("there are fewer bytes", code="file-truncated", stage="segments")
+        out[:] = part
+
+    def changed(self) -> bool:
+        """Return False."""
+        return False
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 class NewFile:

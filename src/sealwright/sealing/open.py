@@ -149,11 +149,11 @@ def open_to_folder(
     """Write all files below `to` (modes 0700 and 0600), which appears only once all are proved. For the owner.
 
     Raises:
-        UnavailableError: `output-exists`: there is something at `to`. Else as `open_into`.
+        UnavailableError: `folder-exists`: there is something at `to`. Else as `open_into`.
     """
     entries = manifest.contents(dek)
     if to.exists() or to.is_symlink():
-        raise UnavailableError(f"{to.name} is there already", code="output-exists", stage="output")
+        raise UnavailableError(f"{to.name} is there already", code="folder-exists", stage="output")
     opening = Opening(manifest=manifest, dek=dek, threads=threads, segment_bytes=segment_bytes)
     staged = to.with_name(f".{to.name}.{secrets.token_hex(8)}.tmp")
     try:

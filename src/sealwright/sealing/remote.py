@@ -5,12 +5,15 @@ The store is not trusted: what it gives is proved like a file of the host's. Not
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sealwright.errors import SettingsError, UnavailableError, VerificationError
 from sealwright.sealing.files import Source
 from sealwright.sealing.location import MANIFEST, Location, bounded, ciphertext_name
+
+_CLOUDS = ("s3", "gs", "az", "abfs", "abfss", "https")
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -87,30 +90,53 @@ class RemoteFolder:
         return RemoteSource(self.store, f"{self.path}/{ciphertext_name(index)}")
 
 
-def locate_url(url: str, **options: Any) -> Location:
+def locate_url(url: str, **options: str) -> Location:
     """Return the artefact at a URL such as `s3://bucket/model.sealed`.
 
     Args:
-        options: for the store: credentials, endpoint, region, as its fsspec implementation takes them.
+        options: for the store, as obstore names them: `endpoint`, `region`, `access_key_id` and so on. What is not given
+            is taken from the environment as the cloud's own tools do.
 
     Raises:
-        SettingsError: `store-unknown`: no such scheme, or what it needs is not installed.
+        SettingsError: `store-unknown`: no such scheme, or what it needs is not installed; `store-options`.
         UnavailableError: `store-failed`.
     """
-    try:
-        from fsspec.core import url_to_fs
-    except ImportError as exc:
-        raise _unknown(url) from exc
-    try:
-        store, path = url_to_fs(url, **options)
-    except (ImportError, ValueError) as exc:
-        raise _unknown(url) from exc
+    store, path = _store(url, options)
     path = path.rstrip("/")
     try:
         folder = store.exists(f"{path}/{MANIFEST}")
     except Exception as exc:
         raise _failed(exc) from exc
     return RemoteFolder(store, path) if folder else RemoteFile(store, path)
+
+
+def is_url(text: str) -> bool:
+    """Return whether this is a URL, not a path."""
+    scheme, found, _ = text.partition("://")
+    return bool(found) and scheme.isalnum()
+
+
+def _store(url: str, options: Mapping[str, str]) -> tuple[AbstractFileSystem, str]:
+    scheme, _, path = url.partition("://")
+    try:
+        if scheme in _CLOUDS:
+            from obstore.fsspec import FsspecStore
+
+            # Whoever names an endpoint without TLS means it: what is read is ciphertext, and proved.
+            plain = options.get("endpoint", "").startswith("http://")
+            return FsspecStore(scheme, config=dict(options), client_options={"allow_http": plain}), path
+        from fsspec.core import url_to_fs
+
+        found: tuple[AbstractFileSystem, str] = url_to_fs(url, **options)
+        return found
+    except (ImportError, ValueError) as exc:
+        raise _unknown(url) from exc
+    except Exception as exc:  # obstore's own, for options that it does not know
+        raise SettingsError(
+            f"the store does not take these options ({type(exc).__name__}): "
+            + ", ".join(sorted(options))[:200],
+            code="store-options",
+        ) from exc
 
 
 def _length(store: AbstractFileSystem, path: str) -> int:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import secrets
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from sealwright.crypto.dsse import Envelope
@@ -19,12 +22,14 @@ from sealwright.crypto.streaming import (
     Layout,
     Segment,
     StreamingAead,
+    wipe,
 )
 from sealwright.errors import UnavailableError
 from sealwright.sealing.digests import Digests
 from sealwright.sealing.draft import Draft, Plan, Seen
-from sealwright.sealing.files import FileReader, GrowingFile, Source
+from sealwright.sealing.files import BytesSource, FileReader, GrowingFile, Source
 from sealwright.sealing.manifest import ID_BYTES, NONCE_BYTES, PAYLOAD_TYPE, Entry, Manifest, manifest_path
+from sealwright.sealing.model_signing import SIGNATURE, sign_model
 from sealwright.sealing.open import Progress, read_header
 from sealwright.sealing.tree import files_of
 from sealwright.sealing.workers import Turns, each_segment
@@ -75,12 +80,20 @@ class Sealing:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Input:
     """One file to seal."""
 
     path: str  # in the artefact
     open: Opened
+    blake3: bytes | None = None  # what its digests have to come out as, where that is known
+    sha256: bytes | None = None
+
+    def check(self, entry: Entry) -> None:
+        """Refuse what was read where it is not what was expected. Raises UnavailableError: `input-changed`."""
+        for wanted, got in ((self.blake3, entry.blake3), (self.sha256, entry.sha256)):
+            if wanted is not None and not hmac.compare_digest(wanted, got or b""):
+                raise _changed(self.path)
 
 
 def seal_file(
@@ -123,21 +136,68 @@ def seal_file(
         random=random,
         segment_bytes=segment_bytes,
     )
-    inputs = [Input(source.name, lambda: FileReader(source))]
-    return seal_inputs(inputs, out, sealing, as_folder=False, progress=progress)
+    return seal_one(source, out, sealing, progress=progress)
 
 
-def seal_folder(source: Path, out: Path, sealing: Sealing, *, progress: Progress | None = None) -> Manifest:
+def seal_one(source: Path, out: Path, sealing: Sealing, *, progress: Progress | None = None) -> Manifest:
+    """Seal one file. Returns and raises as `seal_file`, which takes what `sealing` holds apart."""
+    return seal_inputs([_file(source.name, source)], out, sealing, as_folder=False, progress=progress)
+
+
+def seal_folder(
+    source: Path,
+    out: Path,
+    sealing: Sealing,
+    *,
+    model_key: EllipticCurvePrivateKey | None = None,
+    progress: Progress | None = None,
+) -> Manifest:
     """Seal all files below `source` as the folder `out`; return the manifest. Empty folders are left out.
 
     `out` appears when it is whole; an artefact that stood there before is replaced.
 
+    Args:
+        model_key: signs the files as OpenSSF model signing has it; `model.sig` is sealed with them.
+
     Raises:
         ArtefactFormatError: a name, kid or version outside the format.
-        UnavailableError: as `seal_file`; `not-a-plain-file`, `no-files`, `too-many-files`.
+        UnavailableError: as `seal_file`; `not-a-plain-file`, `no-files`, `too-many-inputs`, `model-signature-exists`.
+        SettingsError: `wrong-model-key`.
     """
-    inputs = [Input(path, lambda file=file: FileReader(file)) for path, file in files_of(source)]  # type: ignore[misc]
+    inputs = [_file(path, file) for path, file in files_of(source)]
+    if model_key is not None:
+        inputs = _signed(source.name, inputs, model_key)
+        sealing = replace(sealing, sha256=True)
     return seal_inputs(inputs, out, sealing, as_folder=True, progress=progress)
+
+
+def _file(path: str, file: Path) -> Input:
+    return Input(path=path, open=lambda: FileReader(file))
+
+
+def _signed(name: str, inputs: Sequence[Input], key: EllipticCurvePrivateKey) -> list[Input]:
+    """Return the inputs, which have to be what is signed now, and the signature."""
+    if any(one.path == SIGNATURE for one in inputs):
+        raise UnavailableError(
+            f"there is a {SIGNATURE} already: it is sealed as it is without a model key, or take it away",
+            code="model-signature-exists",
+            stage="input",
+        )
+    digests = {one.path: _sha256(one) for one in inputs}
+    bundle = sign_model(name, digests, key)
+    known = [replace(one, sha256=digests[one.path]) for one in inputs]
+    return [*known, Input(path=SIGNATURE, open=lambda: BytesSource(bundle))]
+
+
+def _sha256(one: Input) -> bytes:
+    whole, buffer = hashlib.sha256(), memoryview(bytearray(SEGMENT_BYTES))
+    with closing(one.open()) as source:
+        for offset in range(0, source.size, SEGMENT_BYTES):
+            part = buffer[: min(SEGMENT_BYTES, source.size - offset)]
+            source.read_into(offset, part)
+            whole.update(part)
+    wipe(buffer)
+    return whole.digest()
 
 
 def seal_inputs(
@@ -175,11 +235,8 @@ def seal_inputs(
 
 
 def _length(one: Input) -> int:
-    source = one.open()
-    try:
+    with closing(one.open()) as source:
         return source.size
-    finally:
-        source.close()
 
 
 def _draft(out: Path, artefact_id: bytes, drafts: Sequence[Entry], sealing: Sealing) -> Draft:
@@ -217,7 +274,9 @@ class _Work:
                 raise _changed(entry.path)
             target.finish()
         self._before += entry.length
-        return digests.entry(entry.path, entry.length)
+        sealed = digests.entry(entry.path, entry.length)
+        one.check(sealed)
+        return sealed
 
     def _target(self, index: int, layout: Layout, associated_data: bytes) -> _Target:
         sealing, draft = self._sealing, self._draft

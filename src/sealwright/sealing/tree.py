@@ -15,7 +15,7 @@ def files_of(folder: Path) -> list[tuple[str, Path]]:
     """Return (path in the artefact, file) of all files below `folder`, sorted. Empty folders are left out.
 
     Raises:
-        UnavailableError: `not-a-plain-file`: a link or a special file; `no-files`, `too-many-files`.
+        UnavailableError: `not-a-plain-file`: a link or a special file; `no-files`, `too-many-inputs`.
         ArtefactFormatError: `bad-artefact-path`: a name that the format does not take.
     """
     found = sorted(_walk(folder, ""))
@@ -41,7 +41,7 @@ def _walk(folder: Path, prefix: str, seen: list[int] | None = None) -> Iterator[
             if seen[0] > MAX_FILES:
                 raise UnavailableError(
                     f"more than {MAX_FILES} files: seal parts of the folder apart",
-                    code="too-many-files",
+                    code="too-many-inputs",
                     stage="input",
                 )
             yield name, path
