@@ -184,8 +184,9 @@ def _open_all(
     total, before = sum(entry.length for entry in entries), 0
     for index, entry in enumerate(entries):
         target = staged / entry.path
-        with io_errors("output-failed", f"cannot make a folder in {staged.name}"):
-            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with io_errors("output-failed", "cannot make a folder"):
+            for parent in reversed(target.relative_to(staged).parents[:-1]):
+                (staged / parent).mkdir(mode=0o700, exist_ok=True)
         sink = NewFile(target, mode=0o600)
         shown = None if progress is None else partial(_shifted, progress, before, total)
         try:
