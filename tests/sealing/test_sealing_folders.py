@@ -13,7 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.sealing.support import DEK, OWNER, SMALL
+from tests.sealing.support import DEK, SMALL
 from tests.sealing.tink_oracle import tink_with
 from tests.sealing.trees import SEALING, TREE, opened, read_tree, sealed_tree, verified, write_tree
 

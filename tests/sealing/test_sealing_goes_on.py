@@ -178,7 +178,9 @@ def test_a_copy_of_a_draft_is_none(where: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "raw", [b"{", b"[]", b"{}", b'{"format":1}', bytes(70_000)], ids=["cut", "list", "empty", "wrong", "large"]
+    "raw",
+    [b"{", b"[]", b"{}", b'{"format":1}', bytes(70_000)],
+    ids=["cut", "list", "empty", "wrong", "large"],
 )
 def test_a_state_that_cannot_be_read_is_refused(where: Path, raw: bytes) -> None:
     state = interrupt(where, 700) / "state.json"

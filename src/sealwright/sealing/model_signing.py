@@ -30,6 +30,8 @@ from sealwright.crypto.dsse import pae
 from sealwright.errors import ArtefactFormatError, FormatError, SettingsError, VerificationError
 
 SIGNATURE = "model.sig"  # its name beside the files that it signs
+# What the tool leaves out where it is told nothing else: it has to be left out for its verifier to accept a signature.
+IGNORED = frozenset({SIGNATURE, ".git", ".gitattributes", ".github", ".gitignore"})
 MAX_SIGNATURE = 2 << 20
 STAGE = "model-signature"
 _BUNDLE = "application/vnd.dev.sigstore.bundle.v0.3+json"
@@ -48,7 +50,7 @@ def sign_model(name: str, digests: Mapping[str, bytes], key: EllipticCurvePrivat
 
     Args:
         name: of the model.
-        digests: SHA-256 of each file, 32 bytes, by path below the model's folder. `model.sig` itself is not one.
+        digests: SHA-256 of each file, 32 bytes, by path below the model's folder; `IGNORED` is not signed.
         key: on P-256, P-384 or P-521.
 
     Raises:
@@ -112,14 +114,20 @@ def _compare(kind: str, payload: bytes, digests: Mapping[str, bytes]) -> str:
         raise _malformed() from exc
     if types != (_IN_TOTO, _STATEMENT, _PREDICATE) or root != _root(said.values()):
         raise _malformed()
-    same = said.keys() == digests.keys()
+    unsigned = digests.keys() - said.keys()
+    same = said.keys() <= digests.keys() and not any(signed(path) for path in unsigned)
     if not same or not all(hmac.compare_digest(said[path], digests[path]) for path in said):
         raise VerificationError("these are not the files that were signed", code="model-differs", stage=STAGE)
     return name
 
 
+def signed(path: str) -> bool:
+    """Return whether a signature covers the file at a path below the model's folder."""
+    return path.partition("/")[0] not in IGNORED
+
+
 def _statement(name: str, digests: Mapping[str, bytes]) -> dict[str, object]:
-    ordered = dict(sorted(digests.items()))
+    ordered = {path: value for path, value in sorted(digests.items()) if signed(path)}
     return {
         "_type": _STATEMENT,
         "subject": [{"name": name, "digest": {"sha256": _root(ordered.values())}}],
@@ -129,7 +137,7 @@ def _statement(name: str, digests: Mapping[str, bytes]) -> dict[str, object]:
                 "method": "files",
                 "hash_type": "sha256",
                 "allow_symlinks": False,
-                "ignore_paths": [SIGNATURE],
+                "ignore_paths": sorted(IGNORED),
             },
             "resources": [
                 {"name": path, "algorithm": "sha256", "digest": value.hex()}

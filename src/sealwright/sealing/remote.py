@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sealwright.errors import SettingsError, UnavailableError, VerificationError
 from sealwright.sealing.files import Source
@@ -106,6 +106,11 @@ def locate_url(url: str, **options: str) -> Location:
     try:
         folder = store.exists(f"{path}/{MANIFEST}")
     except Exception as exc:
+        if type(exc).__name__ == "UnknownConfigurationKeyError":  # obstore's, which may not be installed
+            raise SettingsError(
+                f"the store does not know one of these options: {', '.join(sorted(options))[:200]}",
+                code="store-options",
+            ) from exc
         raise _failed(exc) from exc
     return RemoteFolder(store, path) if folder else RemoteFile(store, path)
 
@@ -124,19 +129,14 @@ def _store(url: str, options: Mapping[str, str]) -> tuple[AbstractFileSystem, st
 
             # Whoever names an endpoint without TLS means it: what is read is ciphertext, and proved.
             plain = options.get("endpoint", "").startswith("http://")
-            return FsspecStore(scheme, config=dict(options), client_options={"allow_http": plain}), path
+            make: Any = FsspecStore  # its overloads want literals
+            return make(scheme, config=dict(options), client_options={"allow_http": plain}), path
         from fsspec.core import url_to_fs
 
         found: tuple[AbstractFileSystem, str] = url_to_fs(url, **options)
         return found
     except (ImportError, ValueError) as exc:
         raise _unknown(url) from exc
-    except Exception as exc:  # obstore's own, for options that it does not know
-        raise SettingsError(
-            f"the store does not take these options ({type(exc).__name__}): "
-            + ", ".join(sorted(options))[:200],
-            code="store-options",
-        ) from exc
 
 
 def _length(store: AbstractFileSystem, path: str) -> int:
