@@ -88,10 +88,17 @@ def streaming_only(size: int, sealed: bytes) -> None:
         aead.decrypt_into(part, view[part.sealed_offset :][: part.sealed_length], out[: part.length])
 
 
-def in_memory(size: int) -> Callable[[], None]:
-    """Return a function that opens `size` bytes from memory."""
+def raw_aes_over(size: int, data: bytes) -> None:
+    """Encrypt the same bytes, 1 MiB at a time into one reused buffer, with nothing around it."""
+    view, out = memoryview(data), bytearray(SEGMENT_BYTES)
+    for at in range(0, size - SEGMENT_BYTES, SEGMENT_BYTES):
+        KEY.encrypt_into(bytes(12), view[at : at + SEGMENT_BYTES - 16], None, out)
+
+
+def in_memory(size: int) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Return what opens `size` bytes from memory, and raw AES-GCM over the same bytes."""
     sealed = sealed_in_memory(size)
-    return lambda: streaming_only(size, sealed)
+    return lambda: streaming_only(size, sealed), lambda: raw_aes_over(size, sealed)
 
 
 def sealed_in_memory(size: int) -> bytes:
@@ -309,12 +316,16 @@ def rows(folder: Path, size: int, turns: int) -> list[Row]:
     def discard(threads: int) -> Callable[[], None]:
         return lambda: open_into(artefact, manifest, DEK, Discard(), threads=threads)
 
+    ours, raw = in_memory(size)
     out = [
         measure(
-            "segments in memory into one reused buffer, against raw AES-GCM",
-            in_memory(size),
-            lambda: raw_aes(size),
+            "segments in memory into one reused buffer, against raw AES-GCM over the same bytes",
+            ours,
+            raw,
             limit=">= 0.80",
+        ),
+        measure(
+            "the same, against raw AES-GCM over one MiB that stays in the cache", ours, lambda: raw_aes(size)
         ),
         measure(
             "open a file into reused buffers, BLAKE3 checked, 2 threads, against raw AES-GCM on one",

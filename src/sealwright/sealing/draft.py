@@ -102,7 +102,7 @@ class Draft:
             else:
                 artefact_id = _checked(found, plan, dek, artefact_id if given else None, os.fstat(lock))
                 if found["boot"] != _boot():
-                    _forget_unfinished(folder)
+                    _clear(folder)
             _write_state(lock, plan.mac(dek, artefact_id, os.fstat(lock)), artefact_id)
         except BaseException:
             os.close(lock)
@@ -114,7 +114,7 @@ class Draft:
         return self.folder / f"{index:04d}.part"
 
     def finished(self, index: int) -> Path:
-        """Return where it is once it is whole and on the disk."""
+        """Return where it is once it is whole."""
         return self.folder / ciphertext_name(index)
 
     def seen(self, index: int) -> Path:
@@ -210,11 +210,6 @@ class Seen:
         """Keep that it was written."""
         self._put(index * _SLOT + DIGEST, b"\x01")
 
-    def flush(self) -> None:
-        """Bring it to the disk."""
-        with io_errors("output-failed", "cannot keep what was sealed"):
-            os.fsync(self._fd)
-
     def close(self) -> None:
         """Close the file."""
         os.close(self._fd)
@@ -277,16 +272,10 @@ def _write_state(fd: int, mac: str, artefact_id: bytes) -> None:
 
 
 def _boot() -> str:
-    """Return what names this boot: after another one nobody knows what of a write reached the disk."""
+    """Return what names this boot: after another one nobody knows which writes reached the disk, and all begins anew."""
     with contextlib.suppress(OSError):
         return _BOOT.read_text().strip()
     return secrets.token_hex(16)
-
-
-def _forget_unfinished(folder: Path) -> None:
-    for path in _numbered(folder, ".part"):
-        path.unlink(missing_ok=True)
-        path.with_suffix(".seen").unlink(missing_ok=True)
 
 
 def _clear(folder: Path) -> None:

@@ -204,11 +204,6 @@ class GrowingFile:
         with io_errors("output-failed", "writing failed"):
             write_all(self._fd, offset, data, self._lock)
 
-    def flush(self) -> None:
-        """Bring it to the disk."""
-        with io_errors("output-failed", "writing failed"):
-            os.fsync(self._fd)
-
     def name(self, path: Path) -> None:
         """Give it the name `path`, in place of what had it before."""
         with io_errors("output-failed", f"cannot name {path.name}"):

@@ -10,16 +10,13 @@ import io
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Self
+from typing import Any, Self
 
 from sealwright.crypto.streaming import SEGMENT_BYTES, TAG_BYTES, Layout, Segment, StreamingAead, wipe
 from sealwright.sealing.files import Source
 from sealwright.sealing.location import Location
 from sealwright.sealing.manifest import Entry, Manifest
 from sealwright.sealing.open import Opening
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 CACHED = 8  # segments a file keeps, by default
 
@@ -59,7 +56,7 @@ class SealedFile(io.RawIOBase):
         self._at = base + offset
         return self._at
 
-    def readinto(self, buffer: WriteableBuffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         """Fill `buffer` from the position on; return how many bytes there were."""
         out = memoryview(buffer).cast("B")
         count = self.read_at(self._at, out)

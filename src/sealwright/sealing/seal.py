@@ -354,13 +354,9 @@ class _Target:
         return True
 
     def finish(self) -> None:
-        """Bring it to the disk, and give it the name of what is whole."""
-        if self.name is None:
-            return
-        if self.seen is not None:
-            self.seen.flush()
-            self.file.flush()
-        self.file.name(self.name)
+        """Give it the name of what is whole."""
+        if self.name is not None:
+            self.file.name(self.name)
 
 
 def _changed(path: str) -> UnavailableError:
