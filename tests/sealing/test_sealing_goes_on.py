@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -12,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.sealing.support import DEK, SMALL
@@ -21,6 +24,7 @@ from sealwright.errors import UnavailableError
 from sealwright.sealing import Manifest, draft, seal_folder
 from sealwright.sealing.draft import Draft, Seen, discard_draft, draft_path
 from sealwright.sealing.files import lock_file
+from sealwright.sealing.model_signing import verify_model
 from sealwright.sealing.seal import Sealing, seal_one
 
 KEPT = replace(SEALING, resume=True, threads=1)
@@ -136,7 +140,12 @@ def test_a_source_that_changed_in_between_is_refused(where: Path) -> None:
     path = where / "model/model-00001-of-00002.safetensors"
     raw = bytearray(path.read_bytes())
     raw[5] ^= 1
+    before = path.stat()
     path.write_bytes(raw)
+    with pytest.raises(UnavailableError) as caught:
+        seal(where)
+    assert caught.value.code == "draft-differs"
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # so that only what was encrypted tells
     with pytest.raises(UnavailableError) as caught:
         seal(where)
     assert caught.value.code == "input-changed"
@@ -252,6 +261,24 @@ def test_a_single_file_goes_on_too(tmp_path: Path) -> None:
     raw = (tmp_path / "f.sealed").read_bytes()
     assert next(iter(before))[0] == raw[:40]
     assert sorted(os.listdir(tmp_path)) == ["f", "f.sealed", "f.sealed.json"]
+
+
+@pytest.mark.parametrize("stop_at", [700, 1800])
+def test_a_signed_model_goes_on_with_the_same_signature(where: Path, stop_at: int) -> None:
+    key = generate_private_key(SECP256R1())
+    stopped: list[int] = []
+
+    def progress(done: int, _: int) -> None:
+        if not stopped and done >= stop_at:
+            stopped.append(done)
+            raise Interrupted
+
+    for expected in (Interrupted, None):
+        with pytest.raises(expected) if expected else contextlib.nullcontext():
+            seal_folder(where / "model", where / "model.sealed", KEPT, model_key=key, progress=progress)
+    files = opened(where / "model.sealed", where / "opened")
+    digests = {path: hashlib.sha256(raw).digest() for path, raw in TREE.items()}
+    assert verify_model(files["model.sig"], digests, key.public_key()) == "model"
 
 
 def test_without_resume_nothing_is_left(where: Path) -> None:

@@ -37,7 +37,7 @@ class Counted:
 
         class One:
             size = source.size
-            holds, changed = source.holds, source.changed
+            holds, changed, stamp = source.holds, source.changed, source.stamp
 
             def read_into(self, offset: int, out: memoryview) -> None:
                 outer.reads.append((index, offset, len(out)))

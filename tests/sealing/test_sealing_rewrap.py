@@ -173,6 +173,7 @@ def test_the_command_goes_on_and_starts_again(
         assert main(["seal", "big", *key]) == 130
     assert draft_path(tmp_path / "big.sealed").is_dir()
     source.write_bytes(os.urandom(3 << 20))
+    capsys.readouterr()
     assert main(["seal", "big", *key]) == 69
     assert "--restart" in capsys.readouterr().err
     assert main(["seal", "big", *key, "--restart"]) == 0

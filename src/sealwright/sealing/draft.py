@@ -41,7 +41,7 @@ class Plan:
     kid: str
     version: int
     segment_bytes: int
-    files: Sequence[tuple[str, int]]  # path, length
+    files: Sequence[tuple[str, int, str]]  # path, length, stamp of what is read
 
     def mac(self, dek: bytes, artefact_id: bytes, place: os.stat_result) -> str:
         """Return a MAC (hex) of the plan, of the artefact's id, and of the very file that holds the state.
@@ -53,7 +53,7 @@ class Plan:
             "kid": self.kid,
             "version": self.version,
             "segment_bytes": self.segment_bytes,
-            "files": [{"path": path, "length": length} for path, length in self.files],
+            "files": [{"path": path, "length": length, "stamp": stamp} for path, length, stamp in self.files],
             "place": [str(place.st_dev), str(place.st_ino)],
         }
         key = derive(dek, "draft", artefact_id, self.version)

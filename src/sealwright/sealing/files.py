@@ -46,6 +46,10 @@ class Source(Protocol):
         """Return whether it was written to since it was opened, as far as can be told."""
         ...
 
+    def stamp(self) -> str:
+        """Return what is another when something else is there, or it was written to; empty: that cannot be told."""
+        ...
+
     def close(self) -> None:
         """Let go of it."""
         ...
@@ -101,6 +105,11 @@ class FileReader:
         now = os.fstat(self.fd)
         return (now.st_size, now.st_mtime_ns) != (self._status.st_size, self._status.st_mtime_ns)
 
+    def stamp(self) -> str:
+        """Return which file it is, and when it was written to (a hint: its clock is the host's)."""
+        status = self._status
+        return f"{status.st_dev}.{status.st_ino}.{status.st_mtime_ns}"
+
     def close(self) -> None:
         """Close the file."""
         os.close(self.fd)
@@ -139,6 +148,10 @@ class BytesSource:
     def changed(self) -> bool:
         """Return False."""
         return False
+
+    def stamp(self) -> str:
+        """Return nothing."""
+        return ""
 
     def close(self) -> None:
         """Do nothing."""

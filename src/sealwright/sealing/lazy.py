@@ -176,6 +176,10 @@ class PlainSource:
         """Return False: what changes is refused by its tag."""
         return False
 
+    def stamp(self) -> str:
+        """Return nothing."""
+        return ""
+
     def close(self) -> None:
         """Wipe and close it."""
         self._file.close()

@@ -56,7 +56,8 @@ def sign_model(name: str, digests: Mapping[str, bytes], key: EllipticCurvePrivat
     Raises:
         SettingsError: `wrong-model-key`: another curve.
     """
-    algorithm = ECDSA(_hash(key.public_key()))
+    # Deterministic: a sealing that goes on has to find the same signature again.
+    algorithm = ECDSA(_hash(key.public_key()), deterministic_signing=True)
     payload = json.dumps(_statement(name, digests), separators=(",", ":"), ensure_ascii=True).encode()
     signature = key.sign(pae(_IN_TOTO, payload), algorithm)
     bundle = {

@@ -54,6 +54,10 @@ class RemoteSource:
         """Return False: an object that changes is refused by a tag."""
         return False
 
+    def stamp(self) -> str:
+        """Return nothing."""
+        return ""
+
     def close(self) -> None:
         """Nothing is held open."""
 

@@ -209,14 +209,15 @@ def seal_inputs(
     progress: Progress | None = None,
 ) -> Manifest:
     """Seal plaintexts from anywhere, as `seal_folder` and `seal_file` do with files."""
-    lengths = [_length(one) for one in inputs]
+    looked = [_look(one) for one in inputs]
+    lengths = [length for length, _ in looked]
     artefact_id = sealing.artefact_id or sealing.random(ID_BYTES)
     drafts = [
         Entry(path=one.path, length=length, blake3=bytes(32))
         for one, length in zip(inputs, lengths, strict=True)
     ]
     plain = sealing.manifest(artefact_id, drafts)  # refuses bad names and kids before any work
-    draft = _draft(out, artefact_id, drafts, sealing)
+    draft = _draft(out, artefact_id, drafts, [stamp for _, stamp in looked], sealing)
     try:
         work = _Work(sealing, draft, sum(lengths), progress)
         if draft.artefact_id != artefact_id:
@@ -234,19 +235,22 @@ def seal_inputs(
     return manifest
 
 
-def _length(one: Input) -> int:
+def _look(one: Input) -> tuple[int, str]:
+    """Return an input's length, and what tells it from another: a draft of other plaintext is not gone on with."""
     with closing(one.open()) as source:
-        return source.size
+        return source.size, source.stamp() or (one.blake3 or b"").hex()
 
 
-def _draft(out: Path, artefact_id: bytes, drafts: Sequence[Entry], sealing: Sealing) -> Draft:
+def _draft(
+    out: Path, artefact_id: bytes, drafts: Sequence[Entry], stamps: Sequence[str], sealing: Sealing
+) -> Draft:
     if not sealing.resume:
         return Draft.new(out, artefact_id)
     plan = Plan(
         kid=sealing.kid,
         version=sealing.version,
         segment_bytes=sealing.segment_bytes,
-        files=[(entry.path, entry.length) for entry in drafts],
+        files=[(entry.path, entry.length, stamp) for entry, stamp in zip(drafts, stamps, strict=True)],
     )
     given = sealing.artefact_id is not None
     return Draft.resumed(out, plan, dek=sealing.dek, artefact_id=artefact_id, given=given)
