@@ -222,7 +222,9 @@ async def policy_expired(kbs: Kbs, enclave: Enclave) -> Any:
 
 
 async def policy_requires_hardware(kbs: Kbs, enclave: Enclave) -> Any:
-    kbs.running.admin.set_policy("k1", enclave.world.policy(profile="production", require_hardware=True))
+    kbs.running.admin.set_policy(
+        "k1", enclave.world.policy(profile="production", require_hardware=True), force=True
+    )
     return await kbs.attest(enclave)
 
 

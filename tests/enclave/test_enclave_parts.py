@@ -53,8 +53,9 @@ def test_no_lease_sets_enclave_time_back(anchors: list[tuple[int, float]]) -> No
         seen = clock.now()
 
 
-def _grant(*, sent: float = 0.0, seconds: int = 100) -> Any:
-    lease = SimpleNamespace(not_before=T0, not_after=T0 + timedelta(seconds=seconds))
+def _grant(*, sent: float = 0.0, seconds: int = 100, grace_s: int | None = None) -> Any:
+    end = T0 + timedelta(seconds=seconds + (grace_s or 0))
+    lease = SimpleNamespace(not_before=T0, not_after=end, grace_s=grace_s)
     return SimpleNamespace(lease=lease, sent=sent)
 
 

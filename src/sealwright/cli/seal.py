@@ -57,6 +57,9 @@ def seal(
     dek_file: DekFile = None,
     artefact_version: Annotated[int, typer.Option(min=1, help="Counts up with the content.")] = 1,
     artefact_id: Annotated[str | None, typer.Option(help="Id of the version before, hex.")] = None,
+    coming: Annotated[
+        bool, typer.Option("--next", help="Under the key's next generation: `broker key rotate`.")
+    ] = False,
     sha256: Annotated[bool, typer.Option("--sha256", help="Add a SHA-256 digest (slower).")] = False,
     as_json: Json = False,
 ) -> None:
@@ -70,7 +73,7 @@ def seal(
     identity = None if artefact_id is None else hex_decode(artefact_id, length=ID_BYTES, error=SettingsError)
     signer = load_owner_key(owner_key)
     key_source = _KeySource(broker, broker_root, token_file, dek_file)
-    dek = key_source.fetch(name)
+    dek = key_source.fetch(name, coming=coming)
     with _progress("Sealing", quiet=as_json) as progress:
         manifest = seal_file(
             path,
@@ -171,10 +174,11 @@ class _KeySource:
         self._broker = broker
         self._token = "" if token_file is None else _read_token(token_file)
 
-    def fetch(self, kid: str) -> bytes:
-        """Return the DEK, 32 bytes."""
+    def fetch(self, kid: str, *, coming: bool = False) -> bytes:
+        """Return the DEK, 32 bytes; of the key's next generation where it is `coming`."""
         if self._dek_file is None:
-            key: bytes = _admin().fetch_sealing_key(self._broker, self._token, kid, root=self._root)
+            ask = _admin().fetch_sealing_key
+            key: bytes = ask(self._broker, self._token, kid, root=self._root, coming=coming)
             return key
         dek = read_secret(self._dek_file)
         if len(dek) != KEY_BYTES:
