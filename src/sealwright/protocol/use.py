@@ -29,4 +29,4 @@ class Use(Document):
     @classmethod
     def from_text(cls, text: str) -> Self:
         """Return the use in an address. Raises MessageFormatError."""
-        return cls.parse(b64url_decode(text[: 2 * MAX_USE]), limit=MAX_USE)
+        return cls.parse(b64url_decode(text), limit=MAX_USE)
