@@ -123,6 +123,7 @@ class Tally:
     def add(self, index: int, commitment: bytes, said: Mapping[str, Any], answers: int) -> None:
         """Count a decision that concerns this."""
         self._counted.append([index, commitment.hex()])
+        self.answers += answers
         if said["action"] == "release":
             self.releases += 1
             self.rows += int((said.get("use") or {}).get("rows", 0))
@@ -130,7 +131,6 @@ class Tally:
         start, end = month_of(self.month)
         at, until = rfc3339_decode(str(said["at"])), rfc3339_decode(str(said["not_after"]))
         self.leases += start <= at
-        self.answers += answers
         self._held.setdefault(str(said.get("keyset_digest")), []).append((max(at, start), min(until, end)))
 
     @property
