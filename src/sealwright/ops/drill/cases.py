@@ -58,7 +58,8 @@ class Drill:
     def begin(self) -> Load:
         """Start the load, and let it run for a while."""
         self.fleet.writer()
-        load = Load(lambda: [replica.url for replica in self.fleet.replicas], self.fleet.token)
+        fleet = self.fleet
+        load = Load(lambda: [replica.url for replica in fleet.replicas], fleet.token, budgeted=fleet.budgeted)
         load.start()
         time.sleep(self.load_s)
         self.fault_at = time.monotonic()

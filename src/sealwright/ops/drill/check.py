@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from sealwright.broker.service import Running
 from sealwright.crypto.canonical import parse_json
+from sealwright.ops.drill import asker
 from sealwright.ops.drill.load import TENANT, Outcome
 
 
@@ -32,7 +33,7 @@ def check(running: Running, outcomes: Sequence[Outcome]) -> Found:
     added = _counted(decisions, "admin-caller-add", "caller")
     released = _counted(decisions, "admin-sealing-key", "recipient")
     granted = [one for one in outcomes if one.granted]
-    writes = Counter(one.name for one in granted if one.kind != "release")
+    writes = Counter(one.name for one in granted if one.kind in ("write", "race"))
     releases = {one.name for one in granted if one.kind == "release"}
     lost = [name for name in writes if name not in present]
     findings = [
@@ -42,6 +43,7 @@ def check(running: Running, outcomes: Sequence[Outcome]) -> Found:
         *[f"twice: {name} was granted {number} times" for name, number in writes.items() if number > 1],
         *[f"twice in the log: {name}" for name, number in (added + released).items() if number > 1],
         *[f"not in the log: {name} is there" for name in present if name not in added],
+        *_beyond(running, decisions, sum(1 for one in granted if one.kind == "budget")),
         *[f"unclear: {one.kind} got {one.status} {one.code}" for one in outcomes if not one.clear],
     ]
     return Found(
@@ -51,6 +53,27 @@ def check(running: Running, outcomes: Sequence[Outcome]) -> Found:
         failed=sum(1 for one in outcomes if not one.status),
         lost=len(lost),
     )
+
+
+def _beyond(running: Running, decisions: Sequence[Mapping[str, object]], answered: int) -> list[str]:
+    """Return what is wrong with the budget: answered ≤ logged = spent ≤ allowed."""
+    logged = sum(
+        1
+        for one in decisions
+        if (one.get("action"), one.get("verdict"), one.get("kid")) == ("release", "grant", asker.KID)
+    )
+    spent = running.life.budget("key", asker.KID)["spent"]
+    number = spent["releases"] if isinstance(spent, dict) else 0
+    wrong = {
+        f"beyond a budget: {answered} releases were answered, {asker.RELEASES} are allowed": answered
+        > asker.RELEASES,
+        f"beyond a budget: {number} releases are counted, {asker.RELEASES} are allowed": number
+        > asker.RELEASES,
+        f"unlogged release under a budget: {answered} were answered, {logged} are in the log": answered
+        > logged,
+        f"a budget says {number} releases, the log {logged}": number != logged,
+    }
+    return [text for text, is_so in wrong.items() if is_so]
 
 
 def _counted(decisions: Sequence[Mapping[str, object]], action: str, name: str) -> Counter[str]:
