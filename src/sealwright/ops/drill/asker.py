@@ -34,7 +34,7 @@ from sealwright.protocol.sealing_key import SealingKey
 from sealwright.sealing.manifest import PAYLOAD_TYPE, Entry, Manifest
 
 TENANT, KID = "drill-budget", "drill-budget"
-RELEASES = 12  # of the key, in all
+RELEASES = 6  # of the key, in all
 _CLAIMS = {
     "user": "own",
     "sealed_root": "tmpfs",

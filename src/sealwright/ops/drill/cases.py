@@ -38,6 +38,7 @@ class Result:
     lost: int = 0  # granted writes that are not there
     granted: int = 0
     refused: int = 0
+    budget: str = ""  # releases under it that were answered, logged, counted, and are allowed
     skipped: str = ""
     code: str = ""  # of the refusal, where that is what counts
 
@@ -193,6 +194,7 @@ def _result(name: str, found: Found, recovery: float | None, broken: list[str]) 
         lost=found.lost,
         granted=found.granted,
         refused=found.refused,
+        budget=found.budget,
     )
 
 
