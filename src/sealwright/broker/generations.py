@@ -70,7 +70,8 @@ def dropped(view: View, current: KeyRow, place: Place) -> Changes:
     """
     row = generation_at(view, current.kid, place)
     if row is None:
-        raise _refused(f"{current.kid} has no {place} generation", f"no-{place}-generation")
+        code = "no-previous-generation" if place == "previous" else "no-next-generation"
+        raise _refused(f"{current.kid} has no {place} generation", code)
     return {row.row_key: None}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -222,5 +223,7 @@ def _emit_budget(found: dict[str, Any], as_json: bool) -> None:
         f"{name:10} {found['spent'][name]} of {limits.get(name, 'any')}"
         for name in ("releases", "epochs", "rows")
     ]
-    lines += [f"{name:10} {value}" for name, value in limits.items() if name not in found["spent"]]
+    lines += [
+        f"{name:10} {json.dumps(value)}" for name, value in limits.items() if name not in found["spent"]
+    ]
     emit(found, as_json=as_json, lines=lines)
