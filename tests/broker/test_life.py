@@ -18,7 +18,7 @@ from tests.broker.support import CODE, NOW, Enclave, Kbs, World
 
 from sealwright.appraisal.binding import ConfigBinding
 from sealwright.appraisal.platform import Appraisal
-from sealwright.broker.notices import MAX_WAITING, Notices
+from sealwright.broker.notices import MAX_WAITING, MAX_WAITING_ALIKE, Notices
 from sealwright.broker.revocations import Subject, check_revoked, check_value
 from sealwright.broker.rows import KeyRow, LeaseRow, RevocationRow
 from sealwright.broker.service import Running
@@ -557,16 +557,40 @@ async def test_a_rotation_and_a_policy_are_told_and_a_rewrap_is_not(
     assert await asked(notices, lease) == [lease]
 
 
-async def test_no_more_wait_than_there_is_room_for(running: Running) -> None:
-    notices = Notices(running.core, hold_s=0.3, limit=1)
-    first = asyncio.create_task(notices.changed([bytes(16)]))
+@pytest.mark.parametrize(("limit", "waiting"), [(1, 1), (MAX_WAITING, MAX_WAITING_ALIKE)])
+async def test_no_more_wait_than_there_is_room_for(
+    limit: int, waiting: int, running: Running, kbs: Kbs, enclave: Enclave
+) -> None:
+    lease = (await kbs.leased(enclave)).lease.lease_id
+    notices = Notices(running.core, hold_s=0.3, limit=limit)
+    held = [asyncio.create_task(notices.changed([lease])) for _ in range(waiting)]
     await asyncio.sleep(0)
     with pytest.raises(UnavailableError) as caught:
-        await notices.changed([bytes(16)])
+        await notices.changed([lease])
     assert (caught.value.code, caught.value.stage) == ("too-many-waiting", "notices")
-    assert await first == []
-    assert await notices.changed([bytes(16)]) == []
-    assert MAX_WAITING < 512  # a broker has that many connections, and others ask too
+    assert await asyncio.gather(*held) == [[]] * waiting
+    assert await notices.changed([lease]) == []
+    assert not notices._waiting
+
+
+async def test_nobody_waits_for_a_lease_that_is_not_known(running: Running) -> None:
+    forever = Notices(running.core, hold_s=3600)
+    assert await asyncio.wait_for(forever.changed([os.urandom(16)]), 30) == []
+
+
+async def test_the_last_releases_of_a_session_are_kept(
+    running: Running, kbs: Kbs, enclave: Enclave, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sealwright.broker import releasing
+    from sealwright.protocol.use import Use
+
+    monkeypatch.setattr(releasing, "MAX_KEPT", 2)
+    await kbs.leased(enclave)
+    session = kbs.http.cookies["kbs-session-id"]
+    first, second, third = (running.broker.resource(session, "acme", "k1", Use(rows=n)) for n in range(3))
+    assert running.broker.resource(session, "acme", "k1", Use(rows=2)) == third
+    assert running.broker.resource(session, "acme", "k1", Use(rows=1)) == second
+    assert running.broker.resource(session, "acme", "k1", Use(rows=0)) != first
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Annotated
 
@@ -29,6 +30,7 @@ from sealwright.errors import UnavailableError
 HOLD_S = 15.0  # how long an answer is held back when there is nothing to say
 LOOK_S = 0.1
 MAX_WAITING = 256
+MAX_WAITING_ALIKE = 4  # for the same lease: whoever knows one cannot take every place
 MAX_REQUEST = 16 * 1024  # bytes
 PATH = "/sealwright/v1/notices"
 
@@ -59,7 +61,7 @@ class Notices:
         """Args: hold_s: s; limit: requests that may wait at a time."""
         self._state = core.state
         self._hold_s, self._limit = hold_s, limit
-        self._waiting = 0
+        self._waiting: Counter[bytes] = Counter()  # by the first lease that was named
         self._view: View | None = None
 
     async def changed(self, leases: Sequence[bytes]) -> list[bytes]:
@@ -68,15 +70,17 @@ class Notices:
         Raises:
             UnavailableError: `too-many-waiting`.
         """
-        if self._waiting >= self._limit:
+        first = leases[0]
+        if self._waiting.total() >= self._limit or self._waiting[first] >= MAX_WAITING_ALIKE:
             raise UnavailableError(
                 "too many enclaves wait for notices", code="too-many-waiting", stage="notices"
             )
-        self._waiting += 1
+        self._waiting[first] += 1
         try:
             return await self._wait(leases)
         finally:
-            self._waiting -= 1
+            self._waiting[first] -= 1
+            self._waiting += Counter()  # forget those of which none waits
 
     async def _wait(self, leases: Sequence[bytes]) -> list[bytes]:
         seen = -1
@@ -84,17 +88,19 @@ class Notices:
             epoch = self._state.anchor.epoch
             if epoch != seen:
                 seen = epoch
-                found = await run_in_threadpool(self._stale, leases)
-                if found:
+                known, found = await run_in_threadpool(self._look, leases)
+                if found or not known:
                     return found
             await asyncio.sleep(LOOK_S)
         return []
 
-    def _stale(self, leases: Sequence[bytes]) -> list[bytes]:
+    def _look(self, leases: Sequence[bytes]) -> tuple[bool, list[bytes]]:
+        """Say whether one of the leases is known, and which are to be renewed."""
         with self._state.lock:
             if self._view is None or self._view.epoch != self._state.anchor.epoch:
                 self._view = self._state.view()
-            return [lease for lease in leases if not _stands(self._view, lease)]
+            known = any(("lease", lease.hex()) in self._view.rows for lease in leases)
+            return known, [lease for lease in leases if not _stands(self._view, lease)]
 
 
 def _stands(view: View, lease: bytes) -> bool:

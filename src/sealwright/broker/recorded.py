@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -13,7 +13,7 @@ from sealwright.broker.state import View
 from sealwright.broker.verdict import appraised
 from sealwright.crypto.canonical import parse_json
 from sealwright.crypto.encoding import b64url_decode
-from sealwright.errors import AppraisalError, AppraisalFailure, SealwrightError
+from sealwright.errors import AppraisalError, AppraisalFailure, FormatError, SealwrightError
 from sealwright.evidence.envelope import MAX_ENVELOPE, EvidenceEnvelope
 from sealwright.protocol.enclave_config import MAX_CONFIG, EnclaveConfig
 from sealwright.protocol.keyset import Keyset
@@ -92,6 +92,13 @@ def _recorded(core: Core, lease: LeaseRow) -> Recorded | None:
     fields = None if lease.record is None else core.state.ledger.opened(lease.record)
     if fields is None:
         return None
+    try:
+        return _parsed(fields)
+    except FormatError:  # of another version
+        return None
+
+
+def _parsed(fields: Mapping[str, bytes]) -> Recorded:
     config = EnclaveConfig.parse(fields["config"], limit=MAX_CONFIG)
     envelope = EvidenceEnvelope.parse(fields["evidence"])
     nonce = _nonce(fields["ear"])

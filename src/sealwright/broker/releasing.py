@@ -34,6 +34,7 @@ from sealwright.protocol.lease import Lease
 from sealwright.protocol.release import Release
 from sealwright.protocol.use import Use
 
+MAX_KEPT = 64  # answers of one session
 MAX_TRIES = 3  # of one release, while what it rests on changes under it
 
 
@@ -116,7 +117,7 @@ class Releaser:
         }
         self._log(view, spent, said)
         answer = release.sign(self._core.secrets.release)
-        granted.session.releases[granted.name] = (granted.rests_on, answer)
+        _remember(granted, answer)
         self._sessions.keep(granted.session)
         return answer
 
@@ -177,6 +178,15 @@ class Releaser:
         recipient = HpkePublicKey(kem=Kem.XWING, raw=attested.keyset.tee_pubkey.pub)
         enc, sealed = seal_to(recipient, release.hpke_info(), b"", bytes(secret))
         return release.model_copy(update={"enc": enc, "ciphertext": sealed})
+
+
+def _remember(granted: _Granted, answer: bytes) -> None:
+    """Keep an answer for whoever asks again; the last ones only, since each is written with all others."""
+    kept = granted.session.releases
+    kept.pop(granted.name, None)
+    while len(kept) >= MAX_KEPT:
+        del kept[next(iter(kept))]
+    kept[granted.name] = (granted.rests_on, answer)
 
 
 def attested_for(

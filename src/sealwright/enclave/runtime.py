@@ -278,8 +278,8 @@ class Enclave:
             except UnavailableError as exc:
                 failure = exc
                 continue
-            self._brokers.remove(broker)
-            self._brokers.insert(0, broker)
+            # In one step: other threads ask the first one meanwhile.
+            self._brokers = [broker, *(one for one in self._brokers if one is not broker)]
             return session
         raise failure or UnavailableError("the config names no broker", code="broker-unreachable")
 

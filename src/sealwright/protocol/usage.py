@@ -162,6 +162,8 @@ def verify_usage(
     unverified = UsageStatement.unverified(statement)
     keys = verify_broker_keys(broker_keys, [root], at=unverified.made)
     said = UsageStatement.verify(statement, [ed25519(keys.release_key)], stage=STAGE)
+    if said.log_key != keys.log_key:
+        raise _mismatch("the statement names another log than the broker's keys")
     tally = Tally(said.tenant, said.kid, said.month)
     last = said.log_size
     for item in items:
