@@ -306,7 +306,7 @@ async def test_the_policy_of_the_moment_decides_each_release(kbs: Kbs, enclave: 
     await kbs.leased(enclave)
     software = {"vector": {"hardware": 97, "runtime-opaque": 96}, "code": [bytes(32).hex()]}
     software["roots"] = [enclave.world.platform.root_fingerprint.hex()]
-    kbs.running.admin.set_policy("k1", enclave.world.policy(platforms={"software": software}))
+    kbs.running.admin.set_policy("k1", enclave.world.policy(platforms={"software": software}), force=True)
     answer = await kbs.resource()
     assert (answer.status_code, answer.json()["code"]) == (401, "code-not-allowed")
     assert newest(kbs.running)["code"] == "code-not-allowed"

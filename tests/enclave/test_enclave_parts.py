@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random as random_module
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -53,8 +55,9 @@ def test_no_lease_sets_enclave_time_back(anchors: list[tuple[int, float]]) -> No
         seen = clock.now()
 
 
-def _grant(*, sent: float = 0.0, seconds: int = 100) -> Any:
-    lease = SimpleNamespace(not_before=T0, not_after=T0 + timedelta(seconds=seconds))
+def _grant(*, sent: float = 0.0, seconds: int = 100, grace_s: int | None = None) -> Any:
+    end = T0 + timedelta(seconds=seconds + (grace_s or 0))
+    lease = SimpleNamespace(not_before=T0, not_after=end, grace_s=grace_s)
     return SimpleNamespace(lease=lease, sent=sent)
 
 
@@ -64,6 +67,65 @@ def test_a_lease_is_renewed_around_its_half_life(random: float, due: float) -> N
     lease.granted(_grant(sent=10.0))
     assert not lease.due(10 + due - 0.1)
     assert lease.due(10 + due + 0.1)
+
+
+@given(
+    st.floats(0, 1, exclude_max=True),
+    st.integers(2, 86400),
+    st.one_of(st.none(), st.integers(1, 86400)),
+    st.integers(0, 10**6),
+)
+def test_renewal_spreads_over_a_tenth_either_side_of_half_the_length(
+    random: float, seconds: int, grace_s: int | None, sent: int
+) -> None:
+    lease = TenantLease("acme", random=lambda: random)
+    lease.granted(_grant(sent=float(sent), seconds=seconds, grace_s=grace_s))
+    half = seconds / 2
+    assert not lease.due(sent + half * 0.9 - 1e-3)
+    assert lease.due(sent + half * 1.1 + 1e-3)  # in the first part of the lease, before any grace
+    at = half * (0.9 + 0.2 * random)
+    assert (lease.due(sent + at - 1e-3), lease.due(sent + at + 1e-3)) == (False, True)
+
+
+def test_renewals_of_a_fleet_fill_the_spread() -> None:
+    source = random_module.Random(7)
+    due = []
+    for _ in range(1000):
+        lease = TenantLease("acme", random=source.random)
+        lease.granted(_grant())
+        due.append(next(t / 10 for t in range(440, 560) if lease.due(t / 10)))
+    assert 45.0 <= min(due) < 46
+    assert 54 < max(due) <= 55.1
+    per_second = Counter(int(at) for at in due)
+    assert all(60 <= per_second[second] <= 140 for second in range(45, 55))
+
+
+def test_the_grace_is_told_and_ends() -> None:
+    lease = TenantLease("acme", random=lambda: 0.5)
+    assert not lease.in_grace(T0)
+    lease.granted(_grant(grace_s=20))
+    assert not lease.in_grace(T0 + timedelta(seconds=99))
+    assert lease.in_grace(T0 + timedelta(seconds=100))
+    lease.unreachable("broker-unreachable", 60.0)
+    assert lease.check(T0 + timedelta(seconds=119))
+    with pytest.raises(RevokedError):
+        lease.check(T0 + timedelta(seconds=120))
+    assert not lease.in_grace(T0 + timedelta(seconds=121))
+
+
+def test_a_notice_hurries_and_many_do_not_drive() -> None:
+    lease = TenantLease("acme", random=lambda: 0.5)
+    lease.granted(_grant(seconds=600))
+    lease.hurry(10.0)
+    assert (lease.due(10.4), lease.due(10.5)) == (False, True)
+    lease.granted(_grant(sent=10.5, seconds=600))
+    lease.hurry(11.0)  # forged, or another change: heeded, five seconds after the last at the soonest
+    assert (lease.due(15.4), lease.due(15.5)) == (False, True)
+    lease.hurry(12.0)
+    assert not lease.due(15.4)
+    lease.refused("tenant-revoked")
+    lease.hurry(30.0)
+    assert not lease.due(10**9)
 
 
 def test_an_ended_lease_stops_for_good() -> None:

@@ -119,6 +119,31 @@ def test_other_code_than_the_policy_names_gets_no_key(
     assert "code-not-allowed" in capfd.readouterr().err
 
 
+def test_a_revocation_reaches_a_measured_enclave_long_before_its_lease_ends(
+    machine: Machine, capfd: pytest.CaptureFixture[str]
+) -> None:
+    world = machine.world  # leases of 600 s
+    with world.broker(), socket.create_server(("127.0.0.1", 0)) as listener:
+        running = machine.start(listener)
+        try:
+            with client(world, listener) as http:
+                assert http.post("/v1/chat/completions", json=chat("Hi", max_tokens=2)).status_code == 200
+            world.running.life.revoke("measurement", world.code.hex(), "drill")
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            health = httpx2.get(f"{url}/healthz", timeout=5)
+            for _ in range(600):
+                if health.status_code == 503:
+                    break
+                time.sleep(0.1)
+                health = httpx2.get(f"{url}/healthz", timeout=5)
+            assert (health.status_code, health.text) == (503, "stopped: measurement-revoked\n")
+            gateway = httpx2.post(f"{url}/.well-known/sealwright/gateway", content=b"{}", timeout=5)
+            assert (gateway.status_code, gateway.json()["code"]) == (503, "measurement-revoked")
+        finally:
+            running.terminate()
+    assert "tenant-stopped" in capfd.readouterr().err
+
+
 def client(world: World, listener: socket.socket) -> httpx2.Client:
     host, port = listener.getsockname()
     url = f"http://{host}:{port}"

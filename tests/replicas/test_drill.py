@@ -13,7 +13,7 @@ from tests.broker.support import World
 from sealwright.cli import main
 from sealwright.errors import UnavailableError
 from sealwright.ops.drill import cases, tampers
-from sealwright.ops.drill.check import check
+from sealwright.ops.drill.check import _beyond, _Spent, check
 from sealwright.ops.drill.fleet import until
 from sealwright.ops.drill.load import TENANT, Outcome
 from sealwright.ops.drill.run import drills
@@ -117,3 +117,16 @@ def test_a_fault_on_real_replicas_holds(fault: cases.Fault, server: object) -> N
     assert result.granted > 0
     assert result.recovery_s is not None
     assert 0 <= result.recovery_s <= time.monotonic() - started
+
+
+@pytest.mark.parametrize(
+    ("spent", "finding"),
+    [
+        (_Spent(answered=13, logged=13, rows=13), "beyond a budget"),
+        (_Spent(answered=2, logged=1, rows=1), "unlogged release under a budget"),
+        (_Spent(answered=1, logged=2, rows=1), "a budget that is not what the log says"),
+    ],
+)
+def test_a_release_beyond_a_budget_is_found(spent: _Spent, finding: str) -> None:
+    assert any(one.startswith(finding) for one in _beyond(spent))
+    assert _beyond(_Spent(answered=3, logged=4, rows=4)) == []

@@ -354,6 +354,37 @@ def test_whoever_was_taken_over_writes_and_reads_nothing_more(world: Shared) -> 
         assert running.admin.callers("acme") == []
 
 
+async def test_whoever_was_taken_over_spends_nothing_and_another_replica_counts_on(world: Shared) -> None:
+    with world.open() as running:
+        world.add_key(running, limits={"releases": 2})
+        enclave = Enclave.make(world, running)
+        kbs = Kbs(running)
+        await kbs.leased(enclave)
+        assert (await kbs.resource()).status_code == 200
+        late = Kbs(running)
+        await late.leased(enclave)
+        session = late.http.cookies["kbs-session-id"]
+        election = Database(postgres_engine(read_url(world.database)))
+        newer = Writer(election, takeover_s=0)
+        newer.campaign()  # first look
+        assert newer.campaign()
+        with pytest.raises(UnavailableError) as caught:
+            running.broker.resource(session, "acme", "k1")
+        assert caught.value.code == "writer-fenced"
+        newer.resign()
+        election.close()
+    with world.open() as running:
+        assert running.life.budget("key", "k1")["spent"] == {"releases": 1, "rows": 0, "epochs": 0}
+        running.broker.resource(session, "acme", "k1")  # attested with the one that was taken over
+        third = Kbs(running)
+        await third.leased(enclave)
+        answer = await third.resource()
+        assert (answer.status_code, answer.json()["code"]) == (401, "budget-exhausted")
+        running.life.revoke("tenant", "acme", "unpaid")
+    with world.open() as running:
+        assert (await Kbs(running).attest(enclave)).json()["code"] == "tenant-revoked"
+
+
 def test_only_one_of_many_wins_an_election(database: Path) -> None:
     databases = [Database(postgres_engine(read_url(database), size=2)) for _ in range(4)]
     writers = [Writer(one) for one in databases]

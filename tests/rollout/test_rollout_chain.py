@@ -55,7 +55,7 @@ class StandIn:
             raise VerificationError("another policy", code="rollout-broker-differs", stage="broker")
         return "acme"
 
-    def set_policy(self, raw: bytes, digest: bytes) -> None:
+    def set_policy(self, raw: bytes, digest: bytes, *, force: bool = False) -> None:
         self.policy = raw
 
     def attestations(self, **_: object) -> list[Counted]:

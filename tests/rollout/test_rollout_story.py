@@ -141,7 +141,7 @@ def test_a_broken_off_step_is_taken_up_again(stand: Stand, monkeypatch: pytest.M
     evidence = f"--evidence={site.record(site.root / 'recorded', {'running': OLD, 'fresh': NEW})}"
     assert stand.run("dry-run", evidence, broker=False)[0] == 0
 
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise SealwrightError("the power went", code="broker-unreachable", stage="test")
 
     with monkeypatch.context() as patch:  # stated and logged, and the broker was not told

@@ -132,7 +132,8 @@ def admin(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
     asked: list[tuple[object, ...]] = []
     fake = types.ModuleType("sealwright.client.admin")
 
-    def fetch_sealing_key(url: str, token: str, kid: str, *, root: bytes) -> bytes:
+    def fetch_sealing_key(url: str, token: str, kid: str, *, root: bytes, coming: bool) -> bytes:
+        assert not coming
         assert root == ROOT
         asked.append(("fetch", url, token, kid))
         return DEK

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from sealwright.appraisal.config import ConfigRules
+from sealwright.appraisal.limits import Limits
 from sealwright.appraisal.platform import Platforms
 from sealwright.appraisal.signed import (
     POLICY,
@@ -109,9 +110,19 @@ class KeyPolicy(PolicyBase):
     format: Literal["sealwright-policy/v1"] = "sealwright-policy/v1"
     config: ConfigRules
     lease_s: Annotated[int, Field(ge=2, le=LONGEST_LEASE_S)] = 600
+    grace_s: Annotated[int, Field(ge=0, le=LONGEST_LEASE_S)] | None = (
+        None  # served on while no broker answers
+    )
     canary: Canary | None = None
+    limits: Limits | None = None
 
     _PAYLOAD_TYPE = POLICY
+
+    @model_validator(mode="after")
+    def _longest(self) -> Self:
+        if self.lease_s + (self.grace_s or 0) > LONGEST_LEASE_S:
+            raise ValueError(f"lease_s and grace_s are at most {LONGEST_LEASE_S} together")
+        return self
 
 
 def _default_suites() -> list[SuiteName]:

@@ -41,6 +41,7 @@ class NewPolicy(Record):
     """Body of `POST /keys/<kid>/policy`."""
 
     policy: Annotated[str, Field(max_length=256 * 1024)]  # YAML
+    force: bool = False
 
 
 class NewManifest(Record):
@@ -55,6 +56,7 @@ class KeyRequest(Record):
     """Body of `POST /keys/<kid>/sealing-key`."""
 
     public_key: Bytes
+    next: bool = False  # generation
 
 
 class NewCaller(Record):
@@ -145,8 +147,9 @@ def _create_key(admin: Admin) -> Handler:
 
 def _set_policy(admin: Admin) -> Handler:
     async def handler(request: Request) -> object:
-        policy = (await _body(request, NewPolicy)).policy.encode()
-        return await run_in_threadpool(admin.set_policy, name_of(request, "kid"), policy)
+        body = await _body(request, NewPolicy)
+        kid, policy = name_of(request, "kid"), body.policy.encode()
+        return await run_in_threadpool(lambda: admin.set_policy(kid, policy, force=body.force))
 
     return handler
 
@@ -165,7 +168,8 @@ def _admit(admin: Admin) -> Handler:
 def _sealing_key(admin: Admin) -> Handler:
     async def handler(request: Request) -> object:
         body = await _body(request, KeyRequest)
-        sealed = await run_in_threadpool(admin.sealing_key, name_of(request, "kid"), body.public_key)
+        kid = name_of(request, "kid")
+        sealed = await run_in_threadpool(lambda: admin.sealing_key(kid, body.public_key, coming=body.next))
         return Response(sealed, media_type="application/json")
 
     return handler

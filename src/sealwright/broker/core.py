@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar, cast
 from sealwright.appraisal.platform import Appraisal
 from sealwright.appraisal.policy import PolicyBase
 from sealwright.broker.backend import Backends, WrapContext
-from sealwright.broker.rows import Changes, KeyRow, ResourceRow, WrappedRow
+from sealwright.broker.rows import Changes, GenerationRow, KeyRow, ResourceRow, WrappedRow
 from sealwright.broker.settings import BrokerSecrets
 from sealwright.broker.state import State, View
 from sealwright.crypto.hpke import Aead, Kdf, Kem
@@ -148,7 +148,8 @@ def changed(
 
 def wrapped_rows(view: View) -> list[WrappedRow]:
     """Return the rows with a wrapped key: keys of artefacts, and of guests' resources."""
-    return [*view.all(KeyRow, "key"), *view.all(ResourceRow, "resource")]
+    generations = view.all(GenerationRow, "generation")
+    return [*view.all(KeyRow, "key"), *generations, *view.all(ResourceRow, "resource")]
 
 
 def wrap_context(row: WrappedRow) -> WrapContext:

@@ -14,6 +14,7 @@ from sealwright.appraisal.guest import GuestPolicy
 from sealwright.appraisal.platform import Appraisal, together
 from sealwright.broker.core import Core, decided, gravest, present
 from sealwright.broker.resources import open_resource
+from sealwright.broker.revocations import Subject, check_revoked
 from sealwright.broker.rows import ResourceRow
 from sealwright.broker.sessions import AttestedGuest, Session, Sessions, check_form_of, session_name
 from sealwright.broker.state import View
@@ -156,7 +157,8 @@ class Guests:
 
     def _allowed(self, guest: AttestedGuest, now: datetime) -> tuple[list[Appraisal], list[bytes]]:
         """Return the appraisals of the policies that allow the guest, one at least, and their digests."""
-        rows = self._state.view().all(ResourceRow, "resource")
+        view = self._state.view()
+        rows = view.all(ResourceRow, "resource")
         policies = {row.policy.digest(): row.policy for row in rows}
         if not policies:
             raise _refused(
@@ -166,14 +168,23 @@ class Guests:
         errors: list[SealwrightError] = []
         for digest, policy in list(policies.items())[:MAX_POLICIES]:
             try:
-                found[digest] = self._judge(guest, policy, now)
+                found[digest] = self._judge(view, guest, policy, now)
             except SealwrightError as error:
                 errors.append(error)
         if not found:
             raise gravest(errors)
         return list(found.values()), sorted(found)
 
-    def _judge(self, guest: AttestedGuest, policy: GuestPolicy, now: datetime) -> Appraisal:
+    def _judge(
+        self,
+        view: View,
+        guest: AttestedGuest,
+        policy: GuestPolicy,
+        now: datetime,
+        *,
+        tenant: str | None = None,
+    ) -> Appraisal:
+        check_revoked(view, Subject(tenant=tenant))
         appraisal = self._core.appraise(
             guest.envelope,
             policy,
@@ -181,6 +192,7 @@ class Guests:
             expected_device_nonce=guest.device_nonce,
             at=now,
         )
+        check_revoked(view, Subject(appraisals=(appraisal,)))
         init = guest.init_data
         refusals = policy.init_data_refusals(
             appraisal.config,
@@ -203,9 +215,10 @@ class Guests:
                     "this session has not been attested", code="not-attested", stage="session"
                 )
             said |= {"evidence_digest": guest.evidence_digest, "ear_digest": guest.ear_digest}
-            row = self._row(self._state.view(), path)
+            view = self._state.view()
+            row = self._row(view, path)
             said |= {"tenant": row.tenant, "policy_digest": row.policy.digest()}
-            self._judge(guest, row.policy, now)
+            self._judge(view, guest, row.policy, now, tenant=row.tenant)
             content = open_resource(self._core, row)
             try:
                 answer = encrypt_to(guest.tee_pubkey, bytes(content), self._core.random)

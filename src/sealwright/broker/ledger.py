@@ -143,6 +143,12 @@ class Ledger:
         """Say whether openings of this commitment are there."""
         return self._openings.read(commitment) is not None
 
+    def opened(self, commitment: bytes) -> Mapping[str, bytes] | None:
+        """Return the fields of a record, opened; None: its openings are not there. Raises VerificationError."""
+        if not self.opens(commitment):
+            return None
+        return self._open(0, commitment).fields
+
     def erase(self, commitments: Iterable[bytes]) -> None:
         """Forget the openings of entries."""
         for commitment in commitments:

@@ -44,7 +44,12 @@ _ADMIN_STATUS = {
     "resource-unknown": 404,
     "key-unknown": 404,
     "caller-unknown": 404,
+    "budget-unknown": 404,
+    "revocation-unknown": 404,
     "key-exists": 409,
+    "next-generation-exists": 409,
+    "revoked-already": 409,
+    "would-lock-out": 409,
     "caller-exists": 409,
 }
 

@@ -48,6 +48,7 @@ from sealwright.protocol.kbs import (
     parse_message,
 )
 from sealwright.protocol.kbs_guest import SELECTED, GuestAttestRequest
+from sealwright.protocol.use import PARAMETER, Use
 from sealwright.tlog.tiles import CHECKPOINT, Fetch
 
 MAX_LEASE_REQUEST = 4 * 1024  # bytes
@@ -176,7 +177,9 @@ def _resource(broker: Broker, guests: Guests) -> Endpoint:
             return JSONResponse(answer.to_json())
         if path[1] != "key":
             return problem(404, "resource-unknown", kbs=True)
-        release = await run_in_threadpool(broker.resource, session, path[0], path[2])
+        named = request.query_params.get(PARAMETER)
+        use = None if named is None else Use.from_text(named)
+        release = await run_in_threadpool(broker.resource, session, path[0], path[2], use)
         return Response(release, media_type="application/json")
 
     return get

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from sealwright.appraisal.guest import GuestPolicy
+from sealwright.appraisal.limits import Limits
 from sealwright.appraisal.policy import KeyPolicy
 from sealwright.appraisal.signed import Signers
 from sealwright.crypto.document import Bytes, Bytes32, Count, Digest, Document, Id16, Name, Record, Time
@@ -45,10 +46,12 @@ class KeyRow(Document):
     status: Literal["active", "revoked"] = "active"
     created: Time
     revoked: Time | None = None
+    reason: Annotated[str, Field(min_length=1, max_length=512)] | None = None  # of its revocation
     epoch: Count  # of the change that wrapped it
     policy: KeyPolicy
     wrapped: Bytes
     admitted: Admitted | None = None
+    generation: Count | None = None  # counts up with each rotation; absent: 1
 
     @property
     def row_key(self) -> RowKey:
@@ -56,9 +59,28 @@ class KeyRow(Document):
         return "key", self.kid
 
     @property
+    def number(self) -> int:
+        """The generation, from 1."""
+        return self.generation or 1
+
+    @property
     def wrapped_as(self) -> str:
-        """The name that its key is wrapped for."""
-        return self.kid
+        """The name that its key is wrapped for: no kid is written as later generations are."""
+        return self.kid if self.number == 1 else f"{self.kid}@{self.number}"
+
+
+Place = Literal["next", "previous"]
+
+
+class GenerationRow(KeyRow):
+    """The generation of a key after, or before, the current one: docs/spec/life-cycle.md, Rotation."""
+
+    place: Place
+
+    @property
+    def row_key(self) -> RowKey:
+        """Where it stands."""
+        return "generation", f"{self.kid}@{self.place}"
 
 
 class GuestPolicyRow(Document):
@@ -128,6 +150,10 @@ class LeaseRow(Document):
     answers: Count | None = None
     claimed: Time | None = None  # when `answers` was said; absent again once it was checked
     build: Digest | None = None  # `Appraisal.code` of its holder; absent in rows of older versions
+    # What follows is absent in rows of older versions, too.
+    record: Digest | None = None  # commitment of the log's entry with its holder's evidence
+    kids: list[Name] | None = None
+    grounds: Digest | None = None  # what decided, see `sealwright.broker.notices`
 
 
 class MismatchRow(Document):
@@ -139,6 +165,77 @@ class MismatchRow(Document):
     answers: Count
     logged: Count
     found: Time
+
+
+RevokedKind = Literal["measurement", "tcb", "cpu", "enclave", "config", "manifest", "tenant"]
+
+
+class RevocationRow(Document):
+    """What nobody gets a key for any more."""
+
+    kind: RevokedKind
+    value: Annotated[str, Field(min_length=1, max_length=128)]
+    reason: Annotated[str, Field(min_length=1, max_length=512)]
+    at: Time
+
+    @property
+    def row_key(self) -> RowKey:
+        """Where it stands."""
+        return "revocation", f"{self.kind}/{self.value}"
+
+
+Scope = Literal["key", "tenant"]
+
+
+class BudgetRow(Document):
+    """Limits that the administrator set, beside those of policies."""
+
+    scope: Scope
+    name: Name
+    limits: Limits
+    at: Time
+
+    @property
+    def row_key(self) -> RowKey:
+        """Where it stands."""
+        return "budget", f"{self.scope}/{self.name}"
+
+
+class Span(Record):
+    """Epochs of one run that were used: from first to last, both included."""
+
+    run: str
+    first: Count
+    last: Count
+
+
+class SpentRow(Document):
+    """What was used of a budget since there is one."""
+
+    scope: Scope
+    name: Name
+    releases: Count = 0
+    rows: Count = 0
+    epochs: list[Span]
+
+    @property
+    def row_key(self) -> RowKey:
+        """Where it stands."""
+        return "spent", f"{self.scope}/{self.name}"
+
+
+class MachinesRow(Document):
+    """An operator's signed list of machines, as it was handed in; judged by whoever names the operator's key."""
+
+    operator: Name
+    region: Name
+    envelope: Bytes  # DSSE of `protocol.machines.Machines`
+    at: Time
+
+    @property
+    def row_key(self) -> RowKey:
+        """Where it stands."""
+        return "machines", f"{self.operator}/{self.region}"
 
 
 class SiteRow(Document):

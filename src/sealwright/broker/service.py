@@ -29,6 +29,9 @@ from sealwright.broker.holders import FileHolder, Holders, parse_witness
 from sealwright.broker.http import Guard, Journalist, RateLimit
 from sealwright.broker.journal import Journal
 from sealwright.broker.ledger import Ledger
+from sealwright.broker.life import Life
+from sealwright.broker.life_routes import life_routes
+from sealwright.broker.notices import Notices, notice_routes
 from sealwright.broker.resources import Resources
 from sealwright.broker.routes import kbs_routes, public_routes
 from sealwright.broker.rows import BrokerRow
@@ -54,6 +57,7 @@ class Running:
     broker: Broker
     guests: Guests
     admin: Admin
+    life: Life
     resources: Resources
     backends: BackendAdmin
     journal: Journal
@@ -76,7 +80,9 @@ class Running:
             *guest_routes(self.resources, self.core.secrets),
             *kbs_routes(self.broker, self.guests, self.core, supply),
             *public_routes(self.core, self.journal, self.fetch, monotonic=monotonic),
+            *notice_routes(Notices(self.core)),
             *admin_routes(self.admin, self.backends, self.core.secrets),
+            *life_routes(self.life, self.core),
             *erasure_routes(self.core),
             *([] if supply is None else supply.routes()),
         ]
@@ -208,6 +214,7 @@ def open_broker(
             broker=Broker(core, sessions),
             guests=Guests(core, sessions),
             admin=admin,
+            life=Life(core, admin),
             resources=Resources(core, admin),
             backends=start_backends(core, backends or layout.backends, approve),
             journal=Journal(core),

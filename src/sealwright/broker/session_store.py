@@ -38,6 +38,7 @@ class _Attested(Record):
     openings: dict[str, TenantList]
     token: str
     ear_digest: Bytes
+    record: Bytes | None = None
 
 
 class _Guest(Record):

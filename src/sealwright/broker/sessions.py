@@ -32,6 +32,7 @@ class Attested:
     openings: dict[str, TenantList]
     token: str
     ear_digest: bytes
+    record: bytes | None = None  # commitment of the log's entry with the evidence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +68,8 @@ class Session:
     ends: datetime
     attested: Attested | None = None
     leases: dict[str, GivenLease] = field(default_factory=dict)
-    releases: dict[str, tuple[bytes, bytes]] = field(default_factory=dict)  # kid: what it rests on, answer
+    # kid, or kid?use: what the release rests on, and the answer
+    releases: dict[str, tuple[bytes, bytes]] = field(default_factory=dict)
     challenge: bytes = b""  # the nonce, kept for what binds to it
     hash_name: HashName | None = None  # of report data, where the session is a guest's
     guest: AttestedGuest | None = None

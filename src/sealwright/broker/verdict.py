@@ -12,7 +12,8 @@ from sealwright.appraisal.platform import Appraisal, together
 from sealwright.appraisal.policy import KeyPolicy
 from sealwright.broker.core import Appraiser
 from sealwright.broker.form import Form, config_facts
-from sealwright.broker.rows import KeyRow
+from sealwright.broker.revocations import Subject, check_revoked
+from sealwright.broker.rows import GenerationRow, KeyRow, Place
 from sealwright.broker.state import View
 from sealwright.errors import AppraisalError, AppraisalFailure, RevokedError, SealwrightError
 from sealwright.evidence.envelope import EvidenceEnvelope
@@ -38,7 +39,7 @@ def tenant_keys(view: View, listed: TenantList) -> tuple[KeyRow, ...]:
     Raises:
         RevokedError: `key-revoked`. AppraisalError: `key-unknown`, `manifest-mismatch`.
     """
-    keys = []
+    keys: list[KeyRow] = []
     failures = []
     for entry in listed.artefacts:
         key = view.get(KeyRow, "key", entry.kid)
@@ -49,15 +50,26 @@ def tenant_keys(view: View, listed: TenantList) -> tuple[KeyRow, ...]:
             continue
         if key.status != "active":
             raise RevokedError(f"key {entry.kid} was revoked", code="key-revoked", stage="key")
-        if key.admitted is None or not hmac.compare_digest(
-            key.admitted.manifest_digest, entry.manifest_digest
-        ):
+        found = next((one for one in generations(view, key) if _opens(one, entry.manifest_digest)), None)
+        if found is None:
             text = f"the manifest listed for {entry.kid} is not the one admitted"
             failures.append(AppraisalFailure(text, code="manifest-mismatch"))
-        keys.append(key)
+            continue
+        keys.append(found)
     if failures:
         raise AppraisalError(failures, stage="key")
     return tuple(keys)
+
+
+def generations(view: View, key: KeyRow) -> list[KeyRow]:
+    """Return the generations of a key that are released: the current one, the previous, the next."""
+    places: tuple[Place, ...] = ("previous", "next")
+    others = [view.get(GenerationRow, "generation", f"{key.kid}@{place}") for place in places]
+    return [key, *(one for one in others if one is not None)]
+
+
+def _opens(key: KeyRow, manifest_digest: bytes) -> bool:
+    return key.admitted is not None and hmac.compare_digest(key.admitted.manifest_digest, manifest_digest)
 
 
 def is_judged(view: View, form: Form) -> bool:
@@ -81,6 +93,7 @@ def judge(
     *,
     report_data: bytes,
     device_nonce: bytes,
+    keyset_digest: bytes,
     appraise: Appraiser,
     at: datetime,
 ) -> Verdict:
@@ -89,10 +102,17 @@ def judge(
     Raises:
         SealwrightError: not genuine, not decidable, revoked, or not allowed.
     """
+    named = Subject(
+        tenant=listed.tenant,
+        enclave=keyset_digest,
+        config=config.digest(),
+        manifests=tuple(entry.manifest_digest for entry in listed.artefacts),
+    )
+    check_revoked(view, named)
     keys = tenant_keys(view, listed)
     policies = {key.policy.digest(): key.policy for key in keys}
     appraisals = [
-        _appraised(
+        appraised(
             policy,
             config,
             envelope,
@@ -103,11 +123,12 @@ def judge(
         )
         for policy in policies.values()
     ]
+    check_revoked(view, replace(named, appraisals=tuple(appraisals)))
     _require(appraisals)
     return Verdict(keys=keys, appraisal=together(appraisals))
 
 
-def _appraised(
+def appraised(
     policy: KeyPolicy,
     config: EnclaveConfig,
     envelope: EvidenceEnvelope,
@@ -117,6 +138,7 @@ def _appraised(
     appraise: Appraiser,
     at: datetime,
 ) -> Appraisal:
+    """Return what one policy says of evidence that was proved genuine, and of the config. Raises SealwrightError."""
     appraisal = appraise(
         envelope, policy, expected_report_data=report_data, expected_device_nonce=device_nonce, at=at
     )

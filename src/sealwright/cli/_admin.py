@@ -21,11 +21,12 @@ def ask(broker: str, token_file: Path, method: str, path: str, body: Any = None)
     """Return the broker's answer to the administrator. Raises what the broker answers."""
     from sealwright.client.admin import AdminClient
 
-    with AdminClient(broker, _token(token_file)) as client:
+    with AdminClient(broker, token_of(token_file)) as client:
         return client.ask(method, path, body)
 
 
-def _token(path: Path) -> str:
+def token_of(path: Path) -> str:
+    """Return the token in a file. Raises SettingsError: `malformed-admin-token`."""
     token = read_text(path).strip()
     if not token or not token.isascii() or not token.isprintable():
         raise SettingsError(f"{path} does not hold a token", code="malformed-admin-token")

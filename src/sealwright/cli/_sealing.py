@@ -31,6 +31,7 @@ ArtefactId = Annotated[str | None, typer.Option(help="Id of the version before, 
 Restart = Annotated[
     bool, typer.Option("--restart", help="Forget what a sealing left that was interrupted; else go on.")
 ]
+Coming = Annotated[bool, typer.Option("--next", help="Under the key's next generation: `broker key rotate`.")]
 Stored = Annotated[
     list[str],
     typer.Option("--store", metavar="NAME=VALUE", help="For a URL: endpoint, region, …; again for more."),
@@ -58,10 +59,11 @@ class KeySource:
         self._broker = broker
         self._token = "" if token_file is None else _read_token(token_file)
 
-    def fetch(self, kid: str) -> bytes:
-        """Return the DEK, 32 bytes."""
+    def fetch(self, kid: str, *, coming: bool = False) -> bytes:
+        """Return the DEK, 32 bytes; of the key's next generation where it is `coming`."""
         if self._dek_file is None:
-            key: bytes = _admin().fetch_sealing_key(self._broker, self._token, kid, root=self._root)
+            ask = _admin().fetch_sealing_key
+            key: bytes = ask(self._broker, self._token, kid, root=self._root, coming=coming)
             return key
         dek = read_secret(self._dek_file)
         if len(dek) != KEY_BYTES:

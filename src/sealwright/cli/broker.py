@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sealwright.cli import resource
+from sealwright.cli import _broker_life, resource
 from sealwright.cli._admin import Broker, Json, TokenFile, ask, path_of, read_bytes, read_text
 from sealwright.cli._broker_backends import app as backend
 from sealwright.cli._broker_backup import backup, restore
@@ -46,6 +46,8 @@ for _name, _app in {
     "manifest": manifest,
     "decisions": decisions,
     "promotion": promotion_app,
+    "budget": _broker_life.budget,
+    "machines": _broker_life.machines,
     "resource": resource.app,
 }.items():
     app.add_typer(_app, name=_name)
@@ -53,6 +55,14 @@ for _name, _app in {
 PolicyFile = Annotated[Path, typer.Option("--policy", help="Policy, YAML (docs/spec/appraisal.md).")]
 app.command("backup")(backup)
 app.command("restore")(restore)
+app.command("revoke")(_broker_life.revoke)
+app.command("unrevoke")(_broker_life.unrevoke)
+app.command("revocations")(_broker_life.revocations)
+app.command("usage")(_broker_life.usage)
+app.command("usage-check")(_broker_life.usage_check)
+key.command("rotate")(_broker_life.key_rotate)
+key.command("switch")(_broker_life.key_switch)
+key.command("retire")(_broker_life.key_retire)
 
 
 @app.command()
@@ -274,7 +284,7 @@ def key_status(
 def key_revoke(
     kid: Annotated[str, typer.Argument()], broker: Broker, token_file: TokenFile, as_json: Json = False
 ) -> None:
-    """Release a key no more. An enclave that has it keeps it until its lease ends."""
+    """Release a key no more. Enclaves that have it are told, and stop at their lease's end at the latest."""
     _emit_key(ask(broker, token_file, "POST", f"/keys/{path_of(kid)}/revoke"), as_json=as_json)
 
 
@@ -284,10 +294,14 @@ def policy_set(
     policy_file: PolicyFile,
     broker: Broker,
     token_file: TokenFile,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Also an older version, or one that locks out every running enclave."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Give a key another policy; it decides from the next request on."""
-    body = {"policy": read_text(policy_file)}
+    body = {"policy": read_text(policy_file), "force": force}
     _emit_key(ask(broker, token_file, "POST", f"/keys/{path_of(kid)}/policy", body), as_json=as_json)
 
 

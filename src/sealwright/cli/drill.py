@@ -37,7 +37,7 @@ def drill(
         raise UnavailableError("not all drills held", code="drill-failed", stage="drill")
 
 
-_HEAD = f"{'fault':52} {'held':8} {'recovery':>9} {'lost':>5} {'granted':>8} {'refused':>8}"
+_HEAD = f"{'fault':52} {'held':8} {'recovery':>9} {'lost':>5} {'granted':>8} {'refused':>8} {'budget':>12}"
 
 
 def _line(result: Result) -> str:
@@ -45,7 +45,7 @@ def _line(result: Result) -> str:
     if result.skipped or result.code:
         return f"{result.name:52} {verdict:8} {result.skipped or result.code}"
     recovery = "–" if result.recovery_s is None else f"{result.recovery_s:.1f} s"
-    counts = f"{result.lost:>5} {result.granted:>8} {result.refused:>8}"
+    counts = f"{result.lost:>5} {result.granted:>8} {result.refused:>8} {result.budget:>12}"
     return f"{result.name:52} {verdict:8} {recovery:>9} {counts}"
 
 

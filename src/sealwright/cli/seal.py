@@ -16,6 +16,7 @@ from sealwright.cli._sealing import (
     ArtefactId,
     Broker,
     BrokerRoot,
+    Coming,
     DekFile,
     KeySource,
     ManifestDigest,
@@ -65,6 +66,7 @@ def seal(
     dek_file: DekFile = None,
     artefact_version: Version = 1,
     artefact_id: ArtefactId = None,
+    coming: Coming = False,
     sha256: Annotated[bool, typer.Option("--sha256", help="Add a SHA-256 digest (slower).")] = False,
     model_key: Annotated[
         Path | None,
@@ -88,7 +90,7 @@ def seal(
         raise typer.BadParameter("--model-key signs the files of a folder")
     key_source = KeySource(broker, broker_root, token_file, dek_file)
     sealing = Sealing(
-        dek=key_source.fetch(name),
+        dek=key_source.fetch(name, coming=coming),
         kid=name,
         signer=signer,
         version=artefact_version,
@@ -146,6 +148,7 @@ def rewrap_(
     ] = None,
     artefact_version: Version = 1,
     artefact_id: ArtefactId = None,
+    coming: Coming = False,
     manifest_digest: ManifestDigest = None,
     store: Stored = [],  # noqa: B006 - typer reads it
     restart: Restart = False,
@@ -161,7 +164,7 @@ def rewrap_(
     manifest = checked(location, owner_key, manifest_digest)
     old = KeySource(broker, broker_root, token_file, dek_file).fetch(manifest.kid)
     key_source = KeySource(broker, broker_root, token_file, new_dek_file)
-    new = key_source.fetch(kid)
+    new = key_source.fetch(kid, coming=coming)
     if hmac.compare_digest(old, new):
         raise SettingsError("the new key is the old one: nobody is shut out by it", code="same-key")
     signer = load_owner_key(owner_key)

@@ -106,6 +106,7 @@ def fetch_sealing_key(
     kid: str,
     *,
     root: bytes,
+    coming: bool = False,
     at: datetime | None = None,
     transport: httpx2.BaseTransport | None = None,
 ) -> bytes:
@@ -114,6 +115,7 @@ def fetch_sealing_key(
     Args:
         root: the broker's Ed25519 root. Without it whoever answers at the address could hand out a key
             of their own, and read what is sealed with it.
+        coming: of the key's next generation.
         at: time to check the broker's keys at; default: now.
 
     Raises:
@@ -122,7 +124,9 @@ def fetch_sealing_key(
     private = HpkePrivateKey.generate(Kem.XWING)
     with AdminClient(broker_url, token, transport=transport) as client:
         envelope = client.fetch("GET", "/sealwright/v1/broker-keys")
-        asked = {"public_key": b64url(private.public.raw)}
+        asked: dict[str, object] = {"public_key": b64url(private.public.raw)}
+        if coming:
+            asked["next"] = True
         sealed = client.fetch("POST", f"{PREFIX}/keys/{kid}/sealing-key", asked)
     keys = verify_broker_keys(envelope, [root], at=at or datetime.now(UTC))
     said = SealingKey.verify(sealed, [ed25519(keys.release_key)], stage="signature")

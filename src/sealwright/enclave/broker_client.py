@@ -34,6 +34,7 @@ from sealwright.protocol.keyset import HpkeKey
 from sealwright.protocol.lease import BrokerKeys, Callers, Lease, verify_broker_keys, verify_lease
 from sealwright.protocol.release import verify_release
 from sealwright.protocol.report_data import Purpose
+from sealwright.protocol.use import PARAMETER, Use
 
 _CODE = re.compile(r"[a-z0-9]+(-[a-z0-9]+){0,7}", re.ASCII)
 _MAX_MESSAGE = 1 << 20  # bytes; a lease comes with up to 4096 callers
@@ -107,6 +108,10 @@ class BrokerClient:
                 stage="journal",
             )
 
+    def notices(self) -> NoticeLine:
+        """Return a line to wait for notices on."""
+        return NoticeLine(HttpConnection(self._address.url, self._connect))
+
     def proof(self, entry_hash: str) -> bytes | None:
         """Return the broker's `.tlog-proof` for a log entry (SHA-256, hex), None if there is none yet."""
         answer = self._once("GET", f"/sealwright/v1/proofs/{entry_hash}")
@@ -118,6 +123,40 @@ class BrokerClient:
             return connection.request(method, path, body, {"content-type": kind} if kind else {})
         finally:
             connection.close()
+
+
+class NoticeLine:
+    """Waits for notices, in a thread of its own. What comes over it is a hint, and proves nothing."""
+
+    def __init__(self, http: HttpConnection) -> None:
+        self._http = http
+
+    def wait(self, leases: Sequence[bytes]) -> list[bytes]:
+        """Return those of `leases` that the broker wants renewed now; none: nothing to say for a while.
+
+        Raises:
+            UnavailableError: not reached, or it does not do this. MessageFormatError: not an answer.
+        """
+        body = canonical({"leases": [lease.hex() for lease in leases]})
+        kind = {"content-type": "application/json"}
+        answer = self._http.request("POST", "/sealwright/v1/notices", body, kind)
+        if answer.status != 200:
+            raise UnavailableError(
+                f"the broker sends no notices ({answer.status})", code="no-notices", stage="broker"
+            )
+        said = parse_json(answer.body, limit=_MAX_MESSAGE)
+        changed = said.get("changed") if isinstance(said, dict) else None
+        if not isinstance(changed, list):
+            raise MessageFormatError("not a list of leases", code="malformed-notice")
+        return [lease for lease in leases if lease.hex() in changed]
+
+    def abort(self) -> None:
+        """End the wait; from another thread."""
+        self._http.abort()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._http.close()
 
 
 class Session:
@@ -171,14 +210,18 @@ class Session:
             tenant, self._sent, *(canonical(parts[name]) for name in ("lease", "callers", "broker_keys"))
         )
 
-    def release(self, grant: Grant, kid: str, manifest_digest: bytes) -> bytearray:
+    def release(self, grant: Grant, kid: str, manifest_digest: bytes, use: Use | None = None) -> bytearray:
         """Return the key (to be wiped by the caller) that opens the artefact of `manifest_digest`.
+
+        Args:
+            use: what it is for, where the key's limits ask for that.
 
         Raises:
             VerificationError: stages `signature`, `binding`, `open`. AppraisalError: refused.
         """
         keys = self._identity.keys
         path = f"/kbs/v0/resource/{grant.lease.tenant}/key/{kid}"
+        path += "" if use is None else f"?{PARAMETER}={use.to_text()}"
         answer = self._checked(self._http.request("GET", path, headers={"cookie": self._cookie}))
         release = verify_release(
             answer.body,
@@ -188,6 +231,7 @@ class Session:
             kid=kid,
             manifest_digest=manifest_digest,
             lease=grant.lease,
+            use=use,
         )
         key = open_from(keys.releases, release.enc, release.hpke_info(), b"", release.ciphertext)
         return bytearray(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import socket
 from collections.abc import Callable
@@ -34,6 +35,7 @@ class HttpConnection:
         self._port = parts.port or (443 if self._tls else 80)
         self._connect = connect
         self._open: http.client.HTTPConnection | None = None
+        self._aborted = False
 
     def request(
         self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
@@ -67,13 +69,25 @@ class HttpConnection:
             self._open.close()
             self._open = None
 
+    def abort(self) -> None:
+        """End the request that another thread waits in, and every later one."""
+        self._aborted = True
+        waiting = self._open
+        if waiting is not None and waiting.sock is not None:
+            with contextlib.suppress(OSError):
+                waiting.sock.shutdown(socket.SHUT_RDWR)
+
     def _connection(self) -> http.client.HTTPConnection:
+        if self._aborted:
+            raise OSError("aborted")
         if self._open is None:
             opened = self._connect(self._host, self._port)
             opened.settimeout(TIMEOUT_S)
             self._open = http.client.HTTPConnection(self._host, self._port)
             self._open.auto_open = 0  # only the platform opens sockets
             self._open.sock = _tls(opened, self._host) if self._tls else opened
+            if self._aborted:
+                raise OSError("aborted")
         return self._open
 
 

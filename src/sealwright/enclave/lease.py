@@ -2,7 +2,7 @@
 
     waiting ── granted ──> serving ── refused, ended ──> stopped
                              │  ^
-                             └──┘ granted again at half-life
+                             └──┘ granted again at half-life, or when a notice asks for it
 
 Times are seconds of the enclave's clock (CLOCK_BOOTTIME), except the lease's own.
 """
@@ -10,7 +10,7 @@ Times are seconds of the enclave's clock (CLOCK_BOOTTIME), except the lease's ow
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from sealwright.errors import RevokedError
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 JITTER = 0.1  # of half-life, either side
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
+HURRY_S = 1.0  # over which a fleet that was told at once spreads
+HURRY_AGAIN_S = 5.0  # no sooner after a notice is another one heeded
 
 
 class TenantLease:
@@ -35,6 +37,7 @@ class TenantLease:
         self._attempt_at = 0.0
         self._failures = 0
         self._last_failure = ""
+        self._hurried = float("-inf")
 
     @property
     def grant(self) -> Grant:
@@ -53,7 +56,9 @@ class TenantLease:
         """Take a verified lease; renew it at its half-life, give or take some."""
         if self.stopped:
             return
-        half = (grant.lease.not_after - grant.lease.not_before).total_seconds() / 2
+        # The grace is for when no broker answers: it moves the end, not the time to ask.
+        length = (grant.lease.not_after - grant.lease.not_before).total_seconds()
+        half = max(0.0, length - (grant.lease.grace_s or 0)) / 2
         self._grant = grant
         self._attempt_at = grant.sent + half * (1 + JITTER * (2 * self._random() - 1))
         self._failures = 0
@@ -68,6 +73,18 @@ class TenantLease:
         self._failures = min(self._failures + 1, 16)
         self._last_failure = code
         self._attempt_at = elapsed + pause * (0.5 + self._random())
+
+    def hurry(self, elapsed: float) -> None:
+        """A notice says that the lease rests on what no longer stands: ask again soon. It may be forged: not too often."""
+        at = max(elapsed + HURRY_S * self._random(), self._hurried + HURRY_AGAIN_S)
+        if at < self._attempt_at:
+            self._attempt_at = self._hurried = at
+
+    def in_grace(self, now: datetime) -> bool:
+        """Whether only the grace of the lease is left at `now` (enclave time)."""
+        if self._grant is None or not self._grant.lease.grace_s:
+            return False
+        return now >= self._grant.lease.not_after - timedelta(seconds=self._grant.lease.grace_s)
 
     def due(self, elapsed: float) -> bool:
         """Whether to ask for a new lease now."""

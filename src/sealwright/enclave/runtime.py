@@ -18,6 +18,7 @@ from sealwright.enclave.broker_client import BrokerClient, BrokerRefusal, Grant,
 from sealwright.enclave.clock import EnclaveClock
 from sealwright.enclave.identity import Identity
 from sealwright.enclave.lease import TenantLease
+from sealwright.enclave.listener import Listener
 from sealwright.enclave.notes import Note
 from sealwright.enclave.receipts import Journal, ReceiptIssuer
 from sealwright.errors import RevokedError, SealwrightError, UnavailableError
@@ -192,6 +193,8 @@ class Enclave:
             on_stop: ends what runs for a tenant, at once.
         """
         journal = asyncio.create_task(self._hand_over(), name="journal")
+        listener = Listener(lambda: self._brokers[0], self._held, self._hurried)
+        listener.start()
         try:
             while not self.stopped:
                 await self._expire(on_stop)
@@ -202,6 +205,7 @@ class Enclave:
                 await asyncio.sleep(TICK_S)
             await journal
         finally:
+            listener.stop()
             journal.cancel()
 
     async def flush(self) -> None:
@@ -215,17 +219,40 @@ class Enclave:
         if len(self.journal):
             self._note("receipts-lost", count=len(self.journal))
 
+    def _held(self) -> list[bytes]:
+        """Return the ids of the leases in force."""
+        grants = []
+        for lease in self._leases.values():
+            with contextlib.suppress(RevokedError):
+                grants.append(lease.grant)
+        return [grant.lease.lease_id for grant in grants]
+
+    def _hurried(self, changed: Sequence[bytes]) -> None:
+        """Ask anew for leases that a notice names."""
+        elapsed = self.clock.elapsed()
+        for lease in self._leases.values():
+            with contextlib.suppress(RevokedError):
+                if lease.grant.lease.lease_id in changed:
+                    lease.hurry(elapsed)
+
     async def _expire(self, on_stop: OnStop) -> None:
         now = self.clock.now()
         for tenant, lease in self._leases.items():
             with contextlib.suppress(RevokedError):
                 lease.check(now)
+            if lease.in_grace(now):
+                self._tell_once(f"{tenant}: grace", "lease-in-grace", tenant)
             if lease.stopped and tenant not in self._told:
                 self._told.add(tenant)
                 self._note("tenant-stopped", tenant=tenant, code=lease.stopped)
                 await on_stop(tenant)
         if all(lease.stopped for lease in self._leases.values()):
             await self._wipe()
+
+    def _tell_once(self, name: str, event: str, tenant: str) -> None:
+        if name not in self._told:
+            self._told.add(name)
+            self._note(event, tenant=tenant)
 
     async def _wipe(self) -> None:
         """Let go of every private key; OpenSSL clears them as they are freed."""
@@ -251,8 +278,8 @@ class Enclave:
             except UnavailableError as exc:
                 failure = exc
                 continue
-            self._brokers.remove(broker)
-            self._brokers.insert(0, broker)
+            # In one step: other threads ask the first one meanwhile.
+            self._brokers = [broker, *(one for one in self._brokers if one is not broker)]
             return session
         raise failure or UnavailableError("the config names no broker", code="broker-unreachable")
 
@@ -280,6 +307,7 @@ class Enclave:
 
     def _granted(self, lease: TenantLease, grant: Grant) -> None:
         lease.granted(grant)
+        self._told.discard(f"{lease.tenant}: grace")
         self._last_grant = grant
         self._note("lease", tenant=lease.tenant, lease_id=grant.lease.lease_id.hex())
 

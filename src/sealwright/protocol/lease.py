@@ -61,8 +61,9 @@ class Lease(Statement):
     ear_digest: Digest
     kids: Annotated[list[LeasedKey], Field(min_length=1, max_length=64)]
     not_before: Time
-    not_after: Time
+    not_after: Time  # with the grace
     state_epoch: Count
+    grace_s: Count | None = None  # of its end, for when no broker answers; absent: none
 
     def check_time(self, at: datetime, *, skew: timedelta = SKEW) -> None:
         """Prove that the lease is valid at `at`; `skew` is forgiven at its start, never at its end.

@@ -11,6 +11,7 @@ from sealwright.crypto.encoding import joined
 from sealwright.crypto.statement import Statement, ed25519
 from sealwright.errors import VerificationError
 from sealwright.protocol.lease import BrokerKeys, Lease
+from sealwright.protocol.use import Use
 
 
 class Release(Statement):
@@ -28,6 +29,7 @@ class Release(Statement):
     lease_id: Id16
     lease_digest: Digest
     policy_digest: Digest
+    use: Use | None = None  # as the asker named it
     suite: Literal["default"]
     enc: Bytes
     ciphertext: Bytes
@@ -47,6 +49,7 @@ def verify_release(
     kid: str,
     manifest_digest: bytes,
     lease: Lease,
+    use: Use | None = None,
 ) -> Release:
     """Return a release proved to be the broker's answer to this nonce, for this key, manifest and lease.
 
@@ -55,6 +58,7 @@ def verify_release(
         tee_pubkey: digest of our own JWK, 32 bytes.
         manifest_digest: of our own tenant list, 32 bytes.
         lease: the verified lease of the same session.
+        use: what we said that the key is for.
 
     Raises:
         MessageFormatError, VerificationError: stages `signature`, `binding`.
@@ -68,6 +72,7 @@ def verify_release(
         "manifest_digest": (release.manifest_digest, manifest_digest),
         "lease": (release.lease_digest, lease.digest()),
         "lease_id": (release.lease_id, lease.lease_id),
+        "use": (_encoded(release.use), _encoded(use)),
     }
     for name, (got, want) in wanted.items():
         if not hmac.compare_digest(got, want):
@@ -75,3 +80,7 @@ def verify_release(
                 f"the release answers another {name}", code="release-mismatch", stage="binding"
             )
     return release
+
+
+def _encoded(use: Use | None) -> bytes:
+    return b"" if use is None else use.encode()

@@ -38,6 +38,7 @@ class Result:
     lost: int = 0  # granted writes that are not there
     granted: int = 0
     refused: int = 0
+    budget: str = ""  # releases under it that were answered, logged, counted, and are allowed
     skipped: str = ""
     code: str = ""  # of the refusal, where that is what counts
 
@@ -58,7 +59,8 @@ class Drill:
     def begin(self) -> Load:
         """Start the load, and let it run for a while."""
         self.fleet.writer()
-        load = Load(lambda: [replica.url for replica in self.fleet.replicas], self.fleet.token)
+        fleet = self.fleet
+        load = Load(lambda: [replica.url for replica in fleet.replicas], fleet.token, budgeted=fleet.budgeted)
         load.start()
         time.sleep(self.load_s)
         self.fault_at = time.monotonic()
@@ -192,6 +194,7 @@ def _result(name: str, found: Found, recovery: float | None, broken: list[str]) 
         lost=found.lost,
         granted=found.granted,
         refused=found.refused,
+        budget=found.budget,
     )
 
 

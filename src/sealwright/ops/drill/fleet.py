@@ -28,6 +28,7 @@ from sealwright.broker.storage import claimed
 from sealwright.crypto.canonical import canonical
 from sealwright.crypto.encoding import b64url, rfc3339
 from sealwright.errors import UnavailableError
+from sealwright.ops.drill.asker import Budgeted
 from sealwright.ops.drill.load import KID, TENANT
 from sealwright.ops.drill.postgres import Server
 from sealwright.ops.drill.road import Road
@@ -111,6 +112,7 @@ class Fleet:
     witness_text: str
     replicas: list[Replica]
     token: str
+    budgeted: Budgeted | None = None
 
     @classmethod
     @contextmanager
@@ -208,6 +210,7 @@ class Fleet:
             open_broker(folder, shared=shared, witnesses=[self.witness_text], new_holder=True) as running,
         ):
             running.admin.create_key(TENANT, KID, "model", policy(secrets.root_public, secrets.log_key))
+            self.budgeted = Budgeted.make(running)
         for index in range(number):
             self.replicas.append(self._replica(index, folder, extra))
         for replica in self.replicas:

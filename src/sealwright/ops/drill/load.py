@@ -1,4 +1,4 @@
-"""Load for drills: writes, releases of keys, and races for what only one may have; every outcome is kept."""
+"""Load for drills: writes, releases of keys, releases under a budget, and races; every outcome is kept."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ import httpx2
 
 from sealwright.crypto.encoding import b64url
 from sealwright.crypto.hpke import HpkePrivateKey, Kem
+from sealwright.errors import SealwrightError, UnavailableError
+from sealwright.ops.drill.asker import Budgeted
 
 LIMIT_S = 60.0  # a request that has no answer by then was left hanging
 TENANT, KID = "drill", "drill-key"
-Kind = Literal["write", "release", "race"]
+Kind = Literal["write", "release", "race", "budget"]
 # What a request may be told when it is not granted. Anything else is a finding.
 CLEAR = frozenset(
     {
@@ -35,6 +37,8 @@ CLEAR = frozenset(
         "log-forked",
     }
 )
+# And who attests: the budget is spent, or another replica writes than the one that the handshake began with.
+CLEAR_OF_BUDGET = CLEAR | {"budget-exhausted", "session-unknown", "broker-unreachable", "state-busy"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +60,8 @@ class Outcome:
     @property
     def clear(self) -> bool:
         """Whether it was answered, or refused in a way that says why, or met a process that was not there."""
-        return self.granted or self.code in CLEAR or self.code == "connection"
+        clear = CLEAR_OF_BUDGET if self.kind == "budget" else CLEAR
+        return self.granted or self.code in clear or self.code == "connection"
 
 
 @dataclass
@@ -65,7 +70,8 @@ class Load:
 
     urls: Callable[[], Sequence[str]]
     token: str
-    threads: int = 6
+    budgeted: Budgeted | None = None  # None: nobody asks under a budget
+    threads: int = 8
     outcomes: list[Outcome] = field(default_factory=list)
     _end: threading.Event = field(default_factory=threading.Event)
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
@@ -103,8 +109,10 @@ class Load:
                     time.sleep(0.05)
 
     def _ask(self, http: httpx2.Client, url: str, number: int, index: int) -> Outcome:
+        if index % 4 == 3 and self.budgeted is not None:
+            return _attested(self.budgeted, url, f"b{number}")
         path = f"{url}/sealwright/v1/admin"
-        if index % 3 == 1:
+        if index % 4 == 1:
             public = HpkePrivateKey.generate(Kem.XWING).public.raw
             return _post(
                 http,
@@ -113,10 +121,22 @@ class Load:
                 "release",
                 hashlib.sha256(public).hexdigest(),
             )
-        kind: Kind = "race" if index % 3 == 2 else "write"
+        kind: Kind = "race" if index % 4 == 2 else "write"
         # Neighbours in a race ask for the same name.
         name = f"r{number // 2 % 100_000}" if kind == "race" else f"w{number}"
         return _post(http, f"{path}/tenants/{TENANT}/callers", {"caller": name}, kind, name)
+
+
+def _attested(budgeted: Budgeted, url: str, name: str) -> Outcome:
+    start = time.monotonic()
+    status, code = 200, ""
+    try:
+        budgeted.ask(url)
+    except SealwrightError as error:
+        code = error.code
+        status = 0 if code == "broker-unreachable" else 503 if isinstance(error, UnavailableError) else 401
+    now = time.monotonic()
+    return Outcome(kind="budget", name=name, at=now, seconds=now - start, status=status, code=code)
 
 
 def _post(http: httpx2.Client, url: str, body: dict[str, str], kind: Kind, name: str) -> Outcome:

@@ -55,9 +55,14 @@ class RolloutBroker:
             )
         return tenant
 
-    def set_policy(self, raw: bytes, digest: bytes) -> None:
-        """Give the key another policy; its digest is checked in the answer. Raises as the broker says."""
-        answer = self._client.ask("POST", f"/keys/{self._kid}/policy", {"policy": raw.decode()})
+    def set_policy(self, raw: bytes, digest: bytes, *, force: bool = False) -> None:
+        """Give the key another policy; its digest is checked in the answer. Raises as the broker says.
+
+        Args:
+            force: also one that locks out every enclave with a lease, as a revocation may have to.
+        """
+        body = {"policy": raw.decode(), "force": force}
+        answer = self._client.ask("POST", f"/keys/{self._kid}/policy", body)
         if _key(answer)[1] != digest:
             raise VerificationError(
                 "the broker set another policy than it was given",

@@ -212,7 +212,7 @@ def apply(folder: Folder, broker: RolloutBroker) -> bytes:
             code="rollout-policy-differs",
             stage="policies",
         )
-    broker.set_policy(raw, last.after)
+    broker.set_policy(raw, last.after, force=name == REVOKE)
     return last.after
 
 
