@@ -311,6 +311,10 @@ def _active(view: View, kid: str) -> KeyRow:
 
 def _check_kids(view: View, policy: DataPolicy) -> None:
     for shard in policy.shards:
+        for other in policies_of(view, shard.kid):
+            if other.run == policy.run and other.dataset != policy.dataset:
+                text = f"{shard.kid} stands in the policy of {other.dataset} for this run already"
+                raise refused(text, "kid-in-two-policies", "data-policy")
         key = view.get(KeyRow, "key", shard.kid)
         if key is None or key.tenant != policy.tenant:
             text = f"tenant {policy.tenant} has no key {shard.kid}"

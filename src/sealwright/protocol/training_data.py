@@ -164,7 +164,8 @@ def check_grant(grant: DataGrant, request: DataRequest) -> None:
         )
 
 
-def check_allowed(policy: DataPolicy, request: DataRequest, *, measurement: bytes, config: bytes) -> Shard:
+def check_allowed(
+    policy: DataPolicy, request: DataRequest | DataGrant, *, measurement: bytes, config: bytes) -> Shard:
     """Return the shard, with the request proved to be within what its owner allows, budgets apart.
 
     Args:

@@ -151,8 +151,8 @@ def _grants(
             raise refused(f"{grant.kid} was granted to another worker", "grant-mismatch", "grant")
         check_allowed(policy, grant, measurement=worker.appraisal.code, config=worker.evidence.config_digest)
         policy.check_time(grant.granted)
-        if grant.granted > said.created:
-            raise refused(f"{grant.kid} was granted after the checkpoint", "grant-mismatch", "grant")
+        if grant.tenant != policy.tenant or grant.granted > said.created:
+            raise refused(f"{grant.kid} was granted after the checkpoint, or for another tenant", "grant-mismatch", "grant")
         grants.append(grant)
     return grants
 
