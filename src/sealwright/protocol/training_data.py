@@ -165,7 +165,8 @@ def check_grant(grant: DataGrant, request: DataRequest) -> None:
 
 
 def check_allowed(
-    policy: DataPolicy, request: DataRequest | DataGrant, *, measurement: bytes, config: bytes) -> Shard:
+    policy: DataPolicy, request: DataRequest | DataGrant, *, measurement: bytes, config: bytes
+) -> Shard:
     """Return the shard, with the request proved to be within what its owner allows, budgets apart.
 
     Args:
@@ -183,7 +184,11 @@ def check_allowed(
             "the request is for another manifest than the policy's shard",
         ),
         (request.run == policy.run, "run-not-allowed", "the policy is for another run"),
-        (request.code in policy.code, "code-not-allowed", "the policy does not list this training code"),
+        (
+            request.code in policy.code,
+            "training-code-not-allowed",
+            "the policy does not list this training code",
+        ),
         (
             request.purpose == policy.purpose,
             "purpose-not-allowed",

@@ -120,7 +120,7 @@ def _policy(
     policy.check_time(said.created)
     for fine, code, text in (
         (policy.run == plan.digest(), "run-not-allowed", "is for another run"),
-        (plan.code in policy.code, "code-not-allowed", "does not list the training code"),
+        (plan.code in policy.code, "training-code-not-allowed", "does not list the training code"),
         (plan.purpose == policy.purpose, "purpose-not-allowed", f"allows {policy.purpose!r} alone"),
     ):
         if not fine:
@@ -152,7 +152,11 @@ def _grants(
         check_allowed(policy, grant, measurement=worker.appraisal.code, config=worker.evidence.config_digest)
         policy.check_time(grant.granted)
         if grant.tenant != policy.tenant or grant.granted > said.created:
-            raise refused(f"{grant.kid} was granted after the checkpoint, or for another tenant", "grant-mismatch", "grant")
+            raise refused(
+                f"{grant.kid} was granted after the checkpoint, or for another tenant",
+                "grant-mismatch",
+                "grant",
+            )
         grants.append(grant)
     return grants
 
