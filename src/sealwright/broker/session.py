@@ -18,6 +18,7 @@ from sealwright.broker.answers import claim, sweep
 from sealwright.broker.backend import wiped
 from sealwright.broker.canary import check_canary
 from sealwright.broker.core import Core, decided, gravest, present, refusal, wrap_context
+from sealwright.broker.data_rows import policies_of
 from sealwright.broker.form import Form, check_form, parse_form
 from sealwright.broker.ledger import Ticket
 from sealwright.broker.rows import CallerRow, Changes, KeyRow, LeaseRow, RowKey
@@ -344,6 +345,9 @@ class Broker:
             raise RevokedError("the lease is no longer known", code="lease-ended", stage="lease")
         verdict = self._judge_again(view, attested, listed, now)
         key = next(key for key in verdict.keys if key.kid == kid)
+        if policies_of(view, kid):
+            text = f"{kid} opens training data: it is released for one epoch at a time, within a budget"
+            raise _not_allowed(text, "key-budgeted", "data-policy")
         rests_on = digest(given.lease.digest(), key.encode())
         before = session.releases.get(kid)
         answered = before[1] if before is not None and before[0] == rests_on else None
