@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from starlette.routing import Router
+from starlette.routing import BaseRoute, Router
 from starlette.types import ASGIApp
 
 from sealwright.appraisal.platform import Appraisal
@@ -62,6 +62,8 @@ class Running:
         None  # of a log; None: collateral comes with evidence
     )
 
+    more: Sequence[BaseRoute] = ()  # routes of layers above, such as `sealwright.training.routes`
+
     def app(
         self, *, log: Callable[..., None] | None = None, monotonic: Callable[[], float] = time.monotonic
     ) -> ASGIApp:
@@ -79,6 +81,7 @@ class Running:
             *admin_routes(self.admin, self.backends, self.core.secrets),
             *erasure_routes(self.core),
             *([] if supply is None else supply.routes()),
+            *self.more,
         ]
         lifespan = None if supply is None else lambda _: supply.running()
         return Guard(Router(routes=routes, lifespan=lifespan), rate=RateLimit(monotonic), log=told)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -175,7 +176,7 @@ def serve(
     }
     with ExitStack() as stack:
         if database is None:
-            running = stack.enter_context(open_broker(directory, **options))
+            running = stack.enter_context(_with_training(open_broker(directory, **options)))
             serving, root = running.app(log=log), running.core.secrets.root_public
         else:
             serving, root = _replica(stack, directory, database, options, log)
@@ -184,6 +185,20 @@ def serve(
         log("serving", url=f"http://{shown}:{sock.getsockname()[1]}", root=b64url(root))
         stack.enter_context(_notify.service(_notify.asked(sock.getsockname()[:2])))
         server.serve(serving, sock, log)
+
+
+@contextmanager
+def _with_training(opening: AbstractContextManager[Running]) -> Iterator[Running]:
+    """Open a broker that also answers agents of training, where what that needs is installed (extra `training`)."""
+    with opening as running:
+        try:
+            from sealwright.training.routes import training_routes
+        except ModuleNotFoundError as exc:
+            if exc.name != "numpy":
+                raise
+            yield running
+        else:
+            yield replace(running, more=training_routes(running.core))
 
 
 def _replica(
@@ -202,7 +217,9 @@ def _replica(
     stack.callback(election.close)
 
     def open_at(epoch: int) -> AbstractContextManager[Running]:
-        return open_broker(directory, shared=Shared(url_file=database, epoch=epoch), **options)
+        return _with_training(
+            open_broker(directory, shared=Shared(url_file=database, epoch=epoch), **options)
+        )
 
     return Replica(Writer(election), open_at, log=log), secrets.root_public
 

@@ -39,7 +39,7 @@ class Peer:
 class Judge(Protocol):
     """Appraises evidence of another agent by this agent's own rules, and the broker's."""
 
-    def __call__(self, introduction: Introduction) -> Peer:
+    def __call__(self, introduction: Introduction, /) -> Peer:
         """Return who it is, proved to run allowed code under an allowed config, for this run.
 
         Raises:

@@ -92,7 +92,7 @@ class Attesting:
         check_digest(hashlib.sha256(raw).digest(), one.evidence, "evidence", "evidence")
         evidence = WorkerEvidence.parse(raw, limit=MAX_WORKER_EVIDENCE)
         ear = self._result(one.result, evidence, broker)
-        attested = datetime.fromtimestamp(_issued(ear), UTC)
+        attested = datetime.fromtimestamp(issued(ear), UTC)
         appraisal = appraise_worker(
             evidence,
             self._trust.trust,
@@ -115,33 +115,46 @@ class Attesting:
     def _result(self, digest: bytes, evidence: WorkerEvidence, broker: BrokerKeys) -> Ear:
         raw = self._folder.sidecar(digest, "a result")
         check_digest(hashlib.sha256(raw).digest(), digest, "result", "a result")
-        try:
-            token = raw[: MAX_EAR + 1].decode("ascii")
-            key = ECKey.import_key(broker.ear_key.to_json())
-        except (UnicodeDecodeError, JoseError, ValueError):
-            raise SettingsError(
-                "the result is no JWT, or the broker's key for it is none",
-                code="malformed-ear-key",
-                stage="result",
-            ) from None
-        # Its own few minutes were the broker's affair: how old it may be is said by the trust file.
-        ear = verify_ear(token, key, at=None)
-        wanted = {
-            "allowed": True,
-            "keyset_digest": evidence.parsed_keyset().digest().hex(),
-            "config_digest": evidence.config_digest.hex(),
-            "evidence_digest": hashlib.sha256(canonical(evidence.evidence)).hexdigest(),
-        }
-        match ear.claims:
-            case {"eat_nonce": str(nonce), "submods": {"cpu0": {"sealwright": dict(said)}}} if (
-                nonce == b64url(evidence.nonce) and _holds(said, wanted)
-            ):
-                return ear
-        raise VerificationError(
-            "the broker's result is of another worker or nonce, or a refusal",
-            code="ear-mismatch",
+        return verified_result(raw, evidence, broker)
+
+
+def verified_result(raw: bytes, evidence: WorkerEvidence, broker: BrokerKeys) -> Ear:
+    """Return the broker's result about exactly this evidence, proved to be signed by it and to allow.
+
+    How old it may be is for the caller to say: its own few minutes were the broker's affair.
+
+    Args:
+        raw: an EAR, compact JWT. broker: already verified, see `verify_broker_keys`.
+
+    Raises:
+        SettingsError: `malformed-ear-key`. VerificationError: `ear-mismatch`, and what `verify_ear` raises.
+    """
+    try:
+        token = raw[: MAX_EAR + 1].decode("ascii")
+        key = ECKey.import_key(broker.ear_key.to_json())
+    except (UnicodeDecodeError, JoseError, ValueError):
+        raise SettingsError(
+            "the result is no JWT, or the broker's key for it is none",
+            code="malformed-ear-key",
             stage="result",
-        )
+        ) from None
+    ear = verify_ear(token, key, at=None)
+    wanted = {
+        "allowed": True,
+        "keyset_digest": evidence.parsed_keyset().digest().hex(),
+        "config_digest": evidence.config_digest.hex(),
+        "evidence_digest": hashlib.sha256(canonical(evidence.evidence)).hexdigest(),
+    }
+    match ear.claims:
+        case {"eat_nonce": str(nonce), "submods": {"cpu0": {"sealwright": dict(said)}}} if nonce == b64url(
+            evidence.nonce
+        ) and _holds(said, wanted):
+            return ear
+    raise VerificationError(
+        "the broker's result is of another worker or nonce, or a refusal",
+        code="ear-mismatch",
+        stage="result",
+    )
 
 
 def check_digest(found: bytes, wanted: bytes, stage: str, what: str) -> None:
@@ -162,7 +175,8 @@ def _holds(said: dict[str, Any], wanted: dict[str, Any]) -> bool:
     return all(said.get(name) == value for name, value in wanted.items())
 
 
-def _issued(ear: Ear) -> int:
+def issued(ear: Ear) -> int:
+    """Return when the broker issued a result, seconds since 1970. Raises VerificationError: `ear-mismatch`."""
     issued = ear.claims.get("iat")
     if not isinstance(issued, int) or isinstance(issued, bool) or not 0 <= issued < 1 << 40:
         raise VerificationError("the result has no time of issue", code="ear-mismatch", stage="result")

@@ -1,0 +1,119 @@
+"""A broker as agents of training reach it: through whatever connects them. Spec: docs/spec/training.md, Broker.
+
+Answers are checked under the broker's root before anything in them is used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from sealwright.crypto.canonical import parse_json
+from sealwright.crypto.encoding import b64url, b64url_decode
+from sealwright.errors import AppraisalError, AppraisalFailure, MessageFormatError, UnavailableError
+
+PREFIX = "/sealwright/v1/training"
+_MAX = 4 << 20  # bytes of an answer
+_REFUSALS = (400, 401, 403, 404, 409, 410)
+
+
+class Http(Protocol):
+    """One request; returns status and body."""
+
+    def __call__(self, method: str, path: str, body: bytes, kind: str, /) -> tuple[int, bytes]:
+        """Raises UnavailableError: not reached."""
+        ...
+
+
+class TrainingBroker:
+    """The broker's answers to agents and drivers."""
+
+    def __init__(self, http: Http) -> None:
+        self._http = http
+
+    def keys(self) -> bytes:
+        """Return its working keys (DSSE), for `verify_broker_keys`."""
+        return self._asked("GET", "/sealwright/v1/broker-keys")
+
+    def nonce(self) -> bytes:
+        """Return a nonce that evidence has to answer (32 bytes)."""
+        return b64url_decode(self._text("nonce", "POST", f"{PREFIX}/nonce", {}), length=32)
+
+    def enrol(self, evidence: bytes, kids: Sequence[str]) -> str:
+        """Return the broker's result about evidence, an EAR. Raises BrokerSaysNo."""
+        said = {"evidence": b64url(evidence), "kids": list(kids)}
+        return self._text("ear", "POST", f"{PREFIX}/enrol", said)
+
+    def release(self, request: bytes) -> bytes:
+        """Return the answer to a data request (DSSE), for `open_release`. Raises BrokerSaysNo."""
+        return self._asked("POST", f"{PREFIX}/release", request)
+
+    def checkpoint(self, statement: bytes) -> int:
+        """Have a checkpoint statement (DSSE) logged as the newest; return its index. Raises BrokerSaysNo."""
+        found = self._json("POST", f"{PREFIX}/checkpoint", statement).get("index")
+        if not isinstance(found, int):
+            raise _malformed()
+        return found
+
+    def proof(self, index: int) -> bytes:
+        """Return the `.tlog-proof` of a log entry."""
+        return self._asked("GET", f"{PREFIX}/proof/{index}")
+
+    def log_size(self) -> int:
+        """Return how many entries the log has."""
+        found = self._json("GET", f"{PREFIX}/log-size").get("size")
+        if not isinstance(found, int):
+            raise _malformed()
+        return found
+
+    def countersign(self, call: bytes) -> bytes:
+        """Return the countersigner's answer to a call."""
+        return self._asked("POST", f"{PREFIX}/countersign", call)
+
+    def _text(self, name: str, method: str, path: str, said: dict[str, Any]) -> str:
+        found = self._json(method, path, json.dumps(said).encode()).get(name)
+        if not isinstance(found, str):
+            raise _malformed()
+        return found
+
+    def _json(self, method: str, path: str, body: bytes = b"") -> dict[str, Any]:
+        found = parse_json(self._asked(method, path, body), limit=_MAX)
+        if not isinstance(found, dict):
+            raise _malformed()
+        return found
+
+    def _asked(self, method: str, path: str, body: bytes = b"") -> bytes:
+        status, answer = self._http(method, path, body, "application/octet-stream")
+        if status == 200:
+            return answer
+        code = _code(answer)
+        if status in _REFUSALS:
+            raise BrokerSaysNo(code or "broker-refused")
+        raise UnavailableError(
+            f"the broker cannot answer now ({status})", code=code or "broker-unreachable", stage="broker"
+        )
+
+
+class BrokerSaysNo(AppraisalError):
+    """The broker's own refusal; its code is shown."""
+
+    def __init__(self, code: str) -> None:
+        text = f"the broker refused ({code}): its owner sees why with `sealwright broker decisions list`"
+        super().__init__([AppraisalFailure(text, code=code)], stage="broker")
+
+
+def _code(body: bytes) -> str:
+    try:
+        said = parse_json(body, limit=_MAX)
+    except MessageFormatError:
+        return ""
+    code = said.get("code") if isinstance(said, dict) else None
+    fine = isinstance(code, str) and len(code) <= 64 and code.replace("-", "").isalnum() and code.isascii()
+    return str(code) if fine else ""
+
+
+def _malformed() -> MessageFormatError:
+    return MessageFormatError(
+        "the broker's answer is not in its form", code="malformed-answer", stage="broker"
+    )
