@@ -35,6 +35,7 @@ from sealwright.training.agent.broker import PREFIX
 from sealwright.training.agent.wire import Call, answered
 from sealwright.training.countersign import CountersignHandler
 from sealwright.training.secagg.countersigner import Countersigner, Kind
+from sealwright.training.secagg.enrol import refused
 from sealwright.training.secagg.messages import MAX_OPENING
 from sealwright.training.secagg.spec import RunSpec
 
@@ -80,7 +81,8 @@ class Runs:
             FormatError: not a run specification; VerificationError: `other-run`: it names another countersigner.
         """
         spec = RunSpec.parse(raw)
-        Countersigner(spec, self.key, _Rounds(self._core, spec.digest()), random=os.urandom)
+        if spec.countersigner != self.key.public_key().public_bytes_raw():
+            raise refused("the run specification names another countersigner", "other-run", "run")
 
         def work(view: View) -> tuple[Changes, bytes]:
             row_key = ("secagg-run", spec.digest().hex())
