@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -19,6 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 from sealwright.errors import MessageFormatError, SealwrightError
 from sealwright.training.agent.wire import AgentClient, Call, answered
 from sealwright.training.drive import Node
+from sealwright.training.job import load_job, run_job
 
 ACTION = "sealwright"  # of messages of type `query`
 RECORD = "sealwright"
@@ -69,13 +69,20 @@ def client_app(reach: Reach = agent_of_node) -> ClientApp:
     return app
 
 
-def server_app(main: Callable[[GridTransport, Mapping[str, Any]], None]) -> ServerApp:
-    """Return a ServerApp whose main gets a transport over the grid, and the run's config."""
+def server_app() -> ServerApp:
+    """Return a ServerApp that drives the job that the run's config names: `job`, a path."""
     app = ServerApp()
 
     @app.main()  # type: ignore[untyped-decorator, unused-ignore]
     def run(grid: Grid, context: Context) -> None:
-        main(GridTransport(grid), dict(context.run_config))
+        transport = GridTransport(grid)
+        job = load_job(Path(str(context.run_config["job"])))
+        run_job(
+            job,
+            transport,
+            lambda count, wait_s: transport.wait(count, timeout_s=wait_s),
+            clock=time.monotonic,
+        )
 
     return app
 
