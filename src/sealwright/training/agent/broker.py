@@ -113,7 +113,5 @@ def _code(body: bytes) -> str:
     return str(code) if fine else ""
 
 
-def _malformed() -> MessageFormatError:
-    return MessageFormatError(
-        "the broker's answer is not in its form", code="malformed-answer", stage="broker"
-    )
+def _malformed() -> UnavailableError:
+    return UnavailableError("the broker's answer is not in its form", code="malformed-answer", stage="broker")

@@ -5,12 +5,10 @@ It makes its keys, and attests when its first call comes: nothing is opened, and
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 
@@ -157,13 +155,3 @@ def _over(workload: Workload, config: TrainingConfig) -> Http:
         return answer.status, answer.body
 
     return ask
-
-
-def socket_path(folder: Path, name: str) -> Path:
-    """Return where an agent listens. A path of a Unix socket is short: at most 107 bytes."""
-    path = folder / f"{name}.sock"
-    if len(os.fsencode(path)) > 107:
-        raise SettingsError(
-            "the folder's path is too long for a socket", code="cannot-listen", stage="listen"
-        )
-    return path
