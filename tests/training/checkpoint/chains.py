@@ -149,9 +149,13 @@ class Run:
             self.folder.put_proof(written.statement.predicate.version, self.site.keys.prove(index))
         return written.statement
 
-
     def resign(
-        self, folder: CheckpointFolder, version: int, change: Callable[[dict[str, Any]], None], *, key: Any = None
+        self,
+        folder: CheckpointFolder,
+        version: int,
+        change: Callable[[dict[str, Any]], None],
+        *,
+        key: Any = None,
     ) -> CheckpointStatement:
         """Change a statement and sign it again with the attested key, as a broken worker would do; log it too."""
         envelope = Envelope.parse(folder.read(version, STATEMENT))

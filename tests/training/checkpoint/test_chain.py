@@ -50,7 +50,9 @@ def test_an_honest_chain_leads_to_the_owners(honest: Run) -> None:
     assert not chain.newest.confidential  # platform `software` hides nothing
     (used,) = chain.policies.values()
     assert used.policy == honest.site.policy
-    assert [grant.spent.epochs for one in chain.checkpoints for data in one.data for grant in data.grants] == [1, 2]
+    assert [
+        grant.spent.epochs for one in chain.checkpoints for data in one.data for grant in data.grants
+    ] == [1, 2]
     assert [record.name for record in used.stages] == ["scale"]
     assert chain.checkpoints[0].logged.index < chain.newest.logged.index
 
@@ -132,7 +134,11 @@ def test_every_member_of_a_statement_is_signed(honest: Run, tmp_path: Path) -> N
         path.write_bytes(bent.encode())
         stage, code = refused(lambda: honest.verify(folder.root))
         # What leads to the key is looked up before the signature; the rest is refused by it, or is no statement.
-        assert stage in {"signature", "folder", "evidence", "parse", "broker", "result", "keyset"}, (place, stage, code)
+        assert stage in {"signature", "folder", "evidence", "parse", "broker", "result", "keyset"}, (
+            place,
+            stage,
+            code,
+        )
 
 
 def set_(*place: Any) -> Callable[[Any], Change]:
@@ -250,14 +256,20 @@ def test_a_fork_is_refused_where_the_other_branch_is_known(honest: Run, tmp_path
     folder = honest.copy(tmp_path / "copy")
     forked = honest.resign(folder, 2, of("metrics")({"accuracy": "0.99"}))
     honest.verify(folder.root)  # by itself it holds: the attested worker signed both
-    assert refused(lambda: honest.verify(folder.root, newest=honest.site.keys)) == ("lineage", "checkpoint-forked")
+    assert refused(lambda: honest.verify(folder.root, newest=honest.site.keys)) == (
+        "lineage",
+        "checkpoint-forked",
+    )
     assert refused(lambda: honest.site.keys.advance(forked.sign(honest.keys.receipt))) == (
         "lineage",
         "checkpoint-forked",
     )
     # The first version of another branch, under a newer one that is known.
     first = {"lineage": LINEAGE.hex(), "version": 1, "statement": HEX}
-    assert refused(lambda: honest.verify(trust=honest.trust(newest=first))) == ("lineage", "checkpoint-forked")
+    assert refused(lambda: honest.verify(trust=honest.trust(newest=first))) == (
+        "lineage",
+        "checkpoint-forked",
+    )
     other = {"lineage": "00" * 16, "version": 1, "statement": HEX}
     assert refused(lambda: honest.verify(trust=honest.trust(newest=other))) == ("lineage", "lineage-foreign")
 
@@ -367,7 +379,9 @@ def test_budgets_hold_over_the_whole_chain(tmp_path: Path) -> None:
     assert bent_run(tmp_path / "epochs", over) == ("budget", "epochs-over-budget")
     budget = Budget(epochs=9, rows=ROWS + 5)
     assert bent_run(
-        tmp_path / "rows", lambda made: {"grants": [made.forge_grant(spent=Budget(epochs=2, rows=15))]}, budget=budget
+        tmp_path / "rows",
+        lambda made: {"grants": [made.forge_grant(spent=Budget(epochs=2, rows=15))]},
+        budget=budget,
     ) == ("budget", "rows-over-budget")
 
 

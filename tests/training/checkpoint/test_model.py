@@ -39,11 +39,22 @@ def test_the_tool_verifies_the_opened_weights(honest: Run, tmp_path: Path) -> No
     public = tmp_path / "key.pem"
     key = load_der_public_key(newest.statement.predicate.model_key)
     public.write_bytes(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
-    command = [sys.executable, "-m", "model_signing", "verify", "key", str(model), "--signature", str(signature)]
+    command = [
+        sys.executable,
+        "-m",
+        "model_signing",
+        "verify",
+        "key",
+        str(model),
+        "--signature",
+        str(signature),
+    ]
     command += ["--public_key", str(public)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    np.testing.assert_array_equal(decode_safetensors(weights.read_bytes())["b"], np.zeros(2, dtype=np.float32))
+    np.testing.assert_array_equal(
+        decode_safetensors(weights.read_bytes())["b"], np.zeros(2, dtype=np.float32)
+    )
     with weights.open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"\x01")
@@ -62,7 +73,16 @@ def test_we_accept_what_the_tool_signs(tmp_path: Path) -> None:
     private = tmp_path / "key.pem"
     private.write_bytes(KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     signature = model / MODEL_SIGNATURE
-    command = [sys.executable, "-m", "model_signing", "sign", "key", str(model), "--signature", str(signature)]
+    command = [
+        sys.executable,
+        "-m",
+        "model_signing",
+        "sign",
+        "key",
+        str(model),
+        "--signature",
+        str(signature),
+    ]
     command += ["--private_key", str(private)]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
     digests = {MODEL_FILE: hashlib.sha256(b"weights").digest()}
@@ -96,7 +116,10 @@ def test_a_bundle_of_another_kind_is_none() -> None:
         said | {"dsseEnvelope": said["dsseEnvelope"] | {"payload": "!"}},
         [],
     ):
-        assert refused(json.dumps(changed).encode(), {MODEL_FILE: D}, KEY.public_key()) == "malformed-model-signature"
+        assert (
+            refused(json.dumps(changed).encode(), {MODEL_FILE: D}, KEY.public_key())
+            == "malformed-model-signature"
+        )
     for payload in (b"[]", b"{}", b'{"subject":[{"name":1}]}', b"nothing"):
         from base64 import b64encode
 

@@ -46,7 +46,10 @@ def test_enough_people_promote_a_checkpoint(honest: Run) -> None:
     envelope = made.sign(ONE)
     assert verify_promotion(envelope, newest, trust(honest, ONE), at=LATER) == made
     two = trust(honest, ONE, TWO, approvals=2)
-    assert refused(lambda: verify_promotion(envelope, newest, two, at=LATER)) == ("promotion", "untrusted-signer")
+    assert refused(lambda: verify_promotion(envelope, newest, two, at=LATER)) == (
+        "promotion",
+        "untrusted-signer",
+    )
     both = approve(envelope, TWO)
     assert verify_promotion(both, newest, two, at=LATER) == made
     assert refused(lambda: verify_promotion(both, newest, trust(honest, STRANGER), at=LATER)) == (
@@ -70,7 +73,10 @@ def test_one_person_counts_once(honest: Run) -> None:
         signatures=(*one.signatures, *one.signatures),
     ).encode()
     two = trust(honest, ONE, TWO, approvals=2)
-    assert refused(lambda: verify_promotion(twice, newest, two, at=LATER)) == ("promotion", "untrusted-signer")
+    assert refused(lambda: verify_promotion(twice, newest, two, at=LATER)) == (
+        "promotion",
+        "untrusted-signer",
+    )
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,8 @@ def test_only_one_of_two_branches_gets_in(tmp_path: Path) -> None:
         first, keys = made.last, made.site.keys
         assert first is not None
         branches = [
-            bent(first, version=2, parent=first.digest(), epoch=epoch).sign(made.keys.receipt) for epoch in range(8)
+            bent(first, version=2, parent=first.digest(), epoch=epoch).sign(made.keys.receipt)
+            for epoch in range(8)
         ]
         start, taken = threading.Barrier(8), []
 
@@ -89,7 +90,10 @@ def test_another_build_does_not_go_on(tmp_path: Path) -> None:
             site.running.admin.set_policy(kid, site.world.policy(version=2, platforms=platforms))
         site.enrol(code=other)
         said = bent(first, version=2, parent=first.digest(), signer=made.attested())
-        assert refused(lambda: site.keys.advance(said.sign(made.keys.receipt))) == ("lineage", "lineage-foreign")
+        assert refused(lambda: site.keys.advance(said.sign(made.keys.receipt))) == (
+            "lineage",
+            "lineage-foreign",
+        )
 
 
 def test_the_broker_remembers_through_a_restart(tmp_path: Path) -> None:
@@ -114,7 +118,9 @@ def test_a_file_only_goes_forward(honest: Run, tmp_path: Path) -> None:
     check_newest(first, None)
 
 
-@pytest.mark.parametrize("raw", [b"", b"[]", b"{}", b'{"lineage":"00","version":1,"statement":"00"}', b"\xff"])
+@pytest.mark.parametrize(
+    "raw", [b"", b"[]", b"{}", b'{"lineage":"00","version":1,"statement":"00"}', b"\xff"]
+)
 def test_a_damaged_file_is_no_reason_to_start_over(tmp_path: Path, raw: bytes) -> None:
     path = tmp_path / "newest.json"
     path.write_bytes(raw)
@@ -123,5 +129,8 @@ def test_a_damaged_file_is_no_reason_to_start_over(tmp_path: Path, raw: bytes) -
 
 def test_a_file_that_cannot_be_written_is_told(honest: Run, tmp_path: Path) -> None:
     statement = honest.verify().newest.statement
-    assert refused(lambda: NewestFile(tmp_path / "absent" / "f").accept(statement)) == ("lineage", "output-failed")
+    assert refused(lambda: NewestFile(tmp_path / "absent" / "f").accept(statement)) == (
+        "lineage",
+        "output-failed",
+    )
     assert refused(lambda: NewestFile(tmp_path).newest(LINEAGE)) == ("lineage", "input-unreadable")
