@@ -22,7 +22,7 @@ from sealwright.crypto.canonical import canonical
 from sealwright.crypto.document import Time
 from sealwright.crypto.hpke import HpkePublicKey, Kem, seal_to
 from sealwright.crypto.statement import ed25519
-from sealwright.errors import AppraisalError, AppraisalFailure, RevokedError, UnavailableError
+from sealwright.errors import RevokedError, UnavailableError
 from sealwright.protocol.checkpoint import MAX_STATEMENT, CheckpointStatement
 from sealwright.protocol.commitment import LogEntry
 from sealwright.protocol.training_data import (
@@ -31,6 +31,7 @@ from sealwright.protocol.training_data import (
     DataRelease,
     DataRequest,
     check_allowed,
+    not_allowed,
     refused,
     release_info,
 )
@@ -95,7 +96,7 @@ class DataKeys:
                 rows = [_active(view, kid) for kid in kids]
                 appraisals = [self._appraised(evidence, row, now) for row in rows]
                 if not appraisals:
-                    raise _not_allowed("a worker names the keys it will ask for", "key-unknown", "key")
+                    raise not_allowed("a worker names the keys it will ask for", "key-unknown", "key")
                 token = self._result(evidence, rows, appraisals, now)
                 one = self._workers.add(evidence, now)
                 said |= {"keyset_digest": one.keyset_digest, "config_digest": evidence.config_digest}
@@ -194,7 +195,7 @@ class DataKeys:
     ) -> tuple[DataPolicy, KeyRow, Appraisal]:
         found = [policy for policy in policies_of(view, request.kid) if policy.run == request.run]
         if not found:
-            raise refused(
+            raise not_allowed(
                 f"no owner's policy lets this run read {request.kid}", "run-not-allowed", "data-policy"
             )
         policy = found[0]
@@ -203,10 +204,10 @@ class DataKeys:
         appraisal = self._appraised(one.evidence, key, now)
         shard = check_allowed(policy, request, measurement=appraisal.code, config=one.evidence.config_digest)
         if key.tenant != policy.tenant:
-            raise _not_allowed(f"tenant {policy.tenant} has no key {key.kid}", "key-unknown", "key")
+            raise not_allowed(f"tenant {policy.tenant} has no key {key.kid}", "key-unknown", "key")
         if key.admitted is None or key.admitted.manifest_digest != shard.manifest_digest:
             text = f"the shard of {key.kid} in the policy is not the manifest admitted"
-            raise _not_allowed(text, "manifest-mismatch", "key")
+            raise not_allowed(text, "manifest-mismatch", "key")
         return policy, key, appraisal
 
     def _appraised(self, evidence: WorkerEvidence, row: KeyRow, now: Time) -> Appraisal:
@@ -303,7 +304,7 @@ def _next(view: View, statement: CheckpointStatement, measurement: bytes) -> Lin
 def _active(view: View, kid: str) -> KeyRow:
     key = view.get(KeyRow, "key", kid)
     if key is None:
-        raise _not_allowed(f"there is no key {kid}", "key-unknown", "key")
+        raise not_allowed(f"there is no key {kid}", "key-unknown", "key")
     if key.status != "active":
         raise RevokedError(f"key {kid} was revoked", code="key-revoked", stage="key")
     return key
@@ -314,16 +315,12 @@ def _check_kids(view: View, policy: DataPolicy) -> None:
         for other in policies_of(view, shard.kid):
             if other.run == policy.run and other.dataset != policy.dataset:
                 text = f"{shard.kid} stands in the policy of {other.dataset} for this run already"
-                raise refused(text, "kid-in-two-policies", "data-policy")
+                raise not_allowed(text, "kid-in-two-policies", "data-policy")
         key = view.get(KeyRow, "key", shard.kid)
         if key is None or key.tenant != policy.tenant:
             text = f"tenant {policy.tenant} has no key {shard.kid}"
-            raise _not_allowed(text, "key-unknown", "key")
+            raise not_allowed(text, "key-unknown", "key")
 
 
 def _envelope_digest(evidence: WorkerEvidence) -> bytes:
     return hashlib.sha256(canonical(evidence.evidence)).digest()
-
-
-def _not_allowed(text: str, code: str, stage: str) -> AppraisalError:
-    return AppraisalError([AppraisalFailure(text, code=code)], stage=stage)

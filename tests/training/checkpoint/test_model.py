@@ -166,9 +166,14 @@ def test_a_version_is_never_replaced(honest: Run, tmp_path: Path) -> None:
 
 def test_a_version_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path / "run")
-    with pytest.raises(RuntimeError), folder.adding(1) as staged:
-        (staged / "half").write_text("x")
-        raise RuntimeError
+
+    def half() -> None:
+        with folder.adding(1) as staged:
+            (staged / "half").write_text("x")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        half()
     assert list(folder.root.iterdir()) == []
 
 
