@@ -26,7 +26,11 @@ EXTRA = {
     "training": "training",
 }
 # Asked of a machine that may lack it, inside a function, and told how to mend it where it does.
-OPTIONAL = {"cli": {"openai"}, "broker": {"boto3", "botocore", "pkcs11"}}
+OPTIONAL = {
+    "cli": {"openai"},
+    "broker": {"boto3", "botocore", "pkcs11"},
+    "training": {"pyarrow", "torch"},
+}
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="issue 2: enclaves are Linux only")
 
 

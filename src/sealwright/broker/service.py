@@ -21,6 +21,8 @@ from sealwright.broker.admin import Admin
 from sealwright.broker.admin_routes import admin_routes
 from sealwright.broker.backend_admin import BackendAdmin, open_backends, start_backends
 from sealwright.broker.core import Appraiser, Core
+from sealwright.broker.data import DataKeys
+from sealwright.broker.data_routes import data_routes
 from sealwright.broker.guest import Guests
 from sealwright.broker.guest_routes import guest_routes
 from sealwright.broker.http import Guard, Journalist, RateLimit
@@ -62,6 +64,7 @@ class Running:
     resources: Resources
     backends: BackendAdmin
     journal: Journal
+    data: DataKeys
     fetch: Fetch
     supply: Callable[[Callable[..., None]], Supply] | None = (
         None  # of a log; None: collateral comes with evidence
@@ -82,6 +85,7 @@ class Running:
             *kbs_routes(self.broker, self.guests, self.core, supply),
             *public_routes(self.core, self.journal, self.fetch, monotonic=monotonic),
             *admin_routes(self.admin, self.backends, self.core.secrets),
+            *data_routes(self.data, self.core),
             *([] if supply is None else supply.routes()),
         ]
         lifespan = None if supply is None else lambda _: supply.running()
@@ -178,6 +182,7 @@ def open_broker(
             resources=Resources(core, admin),
             backends=start_backends(core, backends or layout.backends, approve),
             journal=Journal(core),
+            data=DataKeys(core),
             fetch=fetch,
             supply=None if cache is None else partial(Supply, cache, supply or SupplySettings()),
         )

@@ -14,6 +14,7 @@ from sealwright.crypto.encoding import joined
 from sealwright.crypto.statement import Statement
 from sealwright.errors import AppraisalError, AppraisalFailure, CollateralError, VerificationError
 
+TRAINING_PATH = "/sealwright/v1/training"
 MAX_SHARDS = 1024
 MAX_EPOCHS = 1 << 20
 SKEW = timedelta(minutes=5)

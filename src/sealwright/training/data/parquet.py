@@ -1,4 +1,4 @@
-"""Parquet through pyarrow (extra `parquet`): a block is a row group; flat columns without nulls."""
+"""Parquet through pyarrow: a block is a row group; flat columns without nulls."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ class ParquetTable:
             import pyarrow.parquet as pq
         except ImportError:
             raise UnavailableError(
-                "Parquet needs pyarrow: install sealwright[parquet]", code="parquet-missing", stage="rows"
+                "Parquet needs pyarrow, which is not in this environment: pip install pyarrow",
+                code="parquet-missing",
+                stage="rows",
             ) from None
         self._buffer, self._errors = buffer, (pa.ArrowException, OSError)
         try:
