@@ -135,10 +135,15 @@ class Run:
     def origin(self) -> str:
         return self.site.world.log_key.split("+")[0]
 
-    def write(self, draft: Draft | None = None, *, log: bool = True) -> CheckpointStatement:
+    def write(
+        self, draft: Draft | None = None, *, log: bool = True, tensors: Any = None
+    ) -> CheckpointStatement:
         """Write, log and prove the next version."""
         made = draft or self.draft()
-        weights = {"w": np.full((3, 2), made.epoch, dtype=np.float32), "b": np.zeros(2, dtype=np.float32)}
+        weights = tensors or {
+            "w": np.full((3, 2), made.epoch, dtype=np.float32),
+            "b": np.zeros(2, dtype=np.float32),
+        }
         written = write_checkpoint(
             self.folder, weights, made, keys=self.keys, dek=self.site.weights_dek, kid="weights"
         )
