@@ -37,6 +37,8 @@ from sealwright.protocol.training_data import (
 )
 from sealwright.protocol.worker import MAX_WORKER_EVIDENCE, WorkerEvidence, appraise_worker
 
+MAX_LINEAGES = 4096
+
 
 class DataKeys:
     """Answers workers of training and data owners. May be called from several threads."""
@@ -93,11 +95,11 @@ class DataKeys:
                 now = self._state.now()
                 self._workers.use(evidence.nonce, now)
                 view = self._state.view()
-                rows = [_active(view, kid) for kid in kids]
-                appraisals = [self._appraised(evidence, row, now) for row in rows]
+                rows = {row.policy.digest(): row for row in (_active(view, kid) for kid in kids)}
+                appraisals = [self._appraised(evidence, row, now) for row in rows.values()]
                 if not appraisals:
                     raise not_allowed("a worker names the keys it will ask for", "key-unknown", "key")
-                token = self._result(evidence, rows, appraisals, now)
+                token = self._result(evidence, sorted(rows), appraisals, now)
                 one = self._workers.add(evidence, now)
                 said |= {"keyset_digest": one.keyset_digest, "config_digest": evidence.config_digest}
                 said |= {"evidence_digest": _envelope_digest(evidence), "ear_digest": ear_digest(token)}
@@ -214,7 +216,7 @@ class DataKeys:
         return appraise_worker(evidence, row.policy, appraise=self._core.appraise, at=now)
 
     def _result(
-        self, evidence: WorkerEvidence, rows: Sequence[KeyRow], appraisals: Sequence[Appraisal], now: Time
+        self, evidence: WorkerEvidence, policies: Sequence[bytes], appraisals: Sequence[Appraisal], now: Time
     ) -> str:
         return issue_ear(
             together(appraisals),
@@ -223,13 +225,13 @@ class DataKeys:
             config_digest=evidence.config_digest,
             keyset_digest=evidence.parsed_keyset().digest(),
             evidence_digest=_envelope_digest(evidence),
-            policies=sorted({row.policy.digest() for row in rows}),
+            policies=policies,
             at=now,
             build=__version__,
         )
 
     def _signed(self, envelope: bytes, now: Time) -> tuple[CheckpointStatement, Enrolled]:
-        claimed = CheckpointStatement.unverified(envelope)
+        claimed = CheckpointStatement.claimed(envelope)
         one = self._workers.by_evidence(claimed.predicate.signer.evidence, now)
         one.keyset.check_time(now)
         keys = [ed25519(one.keyset.receipt_key)]
@@ -287,6 +289,8 @@ def _next(view: View, statement: CheckpointStatement, measurement: bytes) -> Lin
         measurement=measurement,
     )
     before = view.get(LineageRow, *row.row_key)
+    if before is None and len(view.all(LineageRow, "lineage")) >= MAX_LINEAGES:
+        raise not_allowed(f"a broker follows {MAX_LINEAGES} lineages", "too-many-lineages", "lineage")
     if before == row:
         return row
     version, newest = (0, None) if before is None else (before.version, before.statement)

@@ -13,7 +13,7 @@ from sealwright.protocol.worker import WorkerEvidence
 NONCE_LIFE = timedelta(minutes=5)
 ENROLLED_LIFE = timedelta(hours=1)  # then a worker attests anew
 MAX_NONCES = 4096
-MAX_ENROLLED = 4096
+MAX_ENROLLED = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +23,7 @@ class Enrolled:
     evidence: WorkerEvidence
     keyset: Keyset
     keyset_digest: bytes
+    evidence_digest: bytes  # of the document
     until: datetime
 
 
@@ -61,7 +62,11 @@ class Workers:
         if len(self._enrolled) >= MAX_ENROLLED and keyset.digest() not in self._enrolled:
             raise UnavailableError("too many workers are enrolled", code="too-many-sessions", stage="session")
         one = Enrolled(
-            evidence=evidence, keyset=keyset, keyset_digest=keyset.digest(), until=now + self._life
+            evidence=evidence,
+            keyset=keyset,
+            keyset_digest=keyset.digest(),
+            evidence_digest=evidence.digest(),
+            until=now + self._life,
         )
         self._enrolled[one.keyset_digest] = one
         return one
@@ -80,7 +85,7 @@ class Workers:
     def by_evidence(self, evidence: bytes, now: datetime) -> Enrolled:
         """Return the enrolled worker of an evidence document's digest. Raises as `get`."""
         for one in self._enrolled.values():
-            if one.evidence.digest() == evidence:
+            if one.evidence_digest == evidence:
                 return self.get(one.keyset_digest, now)
         raise VerificationError(
             "no worker of this evidence is enrolled", code="not-attested", stage="session"

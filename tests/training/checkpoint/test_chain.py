@@ -475,5 +475,10 @@ def test_a_folder_with_too_much_in_it(honest: Run, tmp_path: Path) -> None:
     folder = honest.copy(tmp_path / "copy")
     put_file(folder.root / "v000002" / STATEMENT, b"x" * (9 << 20))
     assert refused(lambda: honest.verify(folder.root)) == ("folder", "too-large")
+    shutil.rmtree(folder.root / "v000002")
+    (folder.root / "v9999999999").mkdir()  # a gap of ten thousand million is found at its start
+    with pytest.raises(SealwrightError, match="version 2 is not there"):
+        honest.verify(folder.root)
+    (folder.root / "v9999999999").rmdir()
     (folder.root / "v2").mkdir()  # not our spelling: not a version
-    assert CheckpointFolder(folder.root).versions() == [1, 2]
+    assert CheckpointFolder(folder.root).versions() == [1]

@@ -53,6 +53,15 @@ def test_the_broker_takes_the_next_version_alone(tmp_path: Path) -> None:
         assert keys.newest(LINEAGE) == (2, second.digest())
 
 
+def test_lineages_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sealwright.broker.data.MAX_LINEAGES", 1)
+    with run(tmp_path, versions=1) as made:
+        assert made.last is not None
+        other = bent(made.last, lineage=bytes(16)).sign(made.keys.receipt)
+        assert refused(lambda: made.site.keys.advance(other)) == ("lineage", "too-many-lineages")
+        made.write()  # the one that is there goes on
+
+
 def test_only_one_of_two_branches_gets_in(tmp_path: Path) -> None:
     with run(tmp_path, versions=1) as made:
         first, keys = made.last, made.site.keys

@@ -217,6 +217,9 @@ def test_parquet_blocks_are_row_groups() -> None:
 
 def test_parquet_with_nulls_or_nested_columns_is_refused() -> None:
     assert refused(parquet({"x": [1, None]}), "parquet") == "malformed-shard"
+    assert refused(parquet({"x": [[1], [2]]}), "parquet") == "malformed-shard"
+    assert refused(parquet({"x": [{"a": 1}, {"a": 2}]}), "parquet") == "malformed-shard"
+    assert refused(parquet({"x": [b"a", b"b"]}), "parquet") == "malformed-shard"
     assert refused(parquet({"x": np.arange(3)})[:-1], "parquet") == "malformed-shard"
     assert refused(parquet({"x": np.empty(0)}), "parquet") == "malformed-shard"
 

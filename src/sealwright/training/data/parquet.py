@@ -28,14 +28,15 @@ class ParquetTable:
         try:
             self._file: Any = pq.ParquetFile(pa.BufferReader(pa.py_buffer(buffer)))
             meta = self._file.metadata
+            flat = all(_flat(pa.types, column.type) for column in self._file.schema_arrow)
             self.blocks: Sequence[int] = tuple(
                 meta.row_group(group).num_rows for group in range(meta.num_row_groups)
             )
         except self._errors as exc:
             raise malformed(f"no Parquet ({type(exc).__name__})") from None
         self.rows = sum(self.blocks)
-        if not self.rows or min(self.blocks) < 1 or not 1 <= meta.num_columns <= MAX_COLUMNS:
-            raise malformed("no rows, or too many columns")
+        if not flat or not self.rows or min(self.blocks) < 1 or not 1 <= meta.num_columns <= MAX_COLUMNS:
+            raise malformed("no rows, too many columns, or one that is no number, truth value or text")
 
     def block(self, index: int) -> Columns:
         """Return the columns of a row group."""
@@ -55,3 +56,8 @@ class ParquetTable:
         self._file.close()
         self._file = None
         release(self._buffer)
+
+
+def _flat(types: Any, kind: Any) -> bool:
+    numbers = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
+    return bool(numbers or types.is_string(kind) or types.is_large_string(kind))
