@@ -13,6 +13,7 @@ from tests.broker.support import Lines
 from tests.training.checkpoint.chains import LINEAGE, run
 from tests.training.world import Site, site
 
+from sealwright.cli import main
 from sealwright.crypto.encoding import b64url
 from sealwright.errors import AppraisalError, SealwrightError, UnavailableError, VerificationError
 from sealwright.protocol.training_data import TRAINING_PATH, DataRequest
@@ -186,3 +187,22 @@ def test_an_unknown_lineage_is_not_found(one: Site) -> None:
     for name in ("00" * 16, "nothing"):
         answer = wire("GET", f"{TRAINING_PATH}/lineages/{name}", b"")
         assert (answer.status, json.loads(answer.body)["code"]) == (404, "lineage-unknown")
+
+
+def test_the_command_puts_policies_in_force(
+    one: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, wire = broker(one)
+    newer = one.policy.model_copy(update={"version": 2})
+    path = tmp_path / "north.policy"
+    path.write_bytes(newer.sign(one.world.owner))
+
+    def ask(_url: str, token_file: Path, method: str, route: str, body: dict[str, object]) -> Any:
+        headers = {"authorization": f"Bearer {token_file.read_text().strip()}"}
+        return wire.client.request(method, f"/sealwright/v1/admin{route}", json=body, headers=headers).json()
+
+    monkeypatch.setattr("sealwright.cli.broker.ask", ask)
+    token = str(one.world.root / "admin-token")
+    arguments = ["broker", "data-policy", "admit", str(path), "--broker", "http://broker.test"]
+    assert main([*arguments, "--token-file", token]) == 0
+    assert capsys.readouterr().out == f"data policy  {newer.digest().hex()}\n"
