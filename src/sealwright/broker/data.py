@@ -22,7 +22,7 @@ from sealwright.crypto.canonical import canonical
 from sealwright.crypto.document import Time
 from sealwright.crypto.hpke import HpkePublicKey, Kem, seal_to
 from sealwright.crypto.statement import ed25519
-from sealwright.errors import AppraisalError, AppraisalFailure, RevokedError, UnavailableError
+from sealwright.errors import RevokedError, UnavailableError
 from sealwright.protocol.checkpoint import MAX_STATEMENT, CheckpointStatement
 from sealwright.protocol.commitment import LogEntry
 from sealwright.protocol.training_data import (
@@ -31,10 +31,13 @@ from sealwright.protocol.training_data import (
     DataRelease,
     DataRequest,
     check_allowed,
+    not_allowed,
     refused,
     release_info,
 )
 from sealwright.protocol.worker import MAX_WORKER_EVIDENCE, WorkerEvidence, appraise_worker
+
+MAX_LINEAGES = 4096
 
 
 class DataKeys:
@@ -92,11 +95,11 @@ class DataKeys:
                 now = self._state.now()
                 self._workers.use(evidence.nonce, now)
                 view = self._state.view()
-                rows = [_active(view, kid) for kid in kids]
-                appraisals = [self._appraised(evidence, row, now) for row in rows]
+                rows = {row.policy.digest(): row for row in (_active(view, kid) for kid in kids)}
+                appraisals = [self._appraised(evidence, row, now) for row in rows.values()]
                 if not appraisals:
-                    raise _not_allowed("a worker names the keys it will ask for", "key-unknown", "key")
-                token = self._result(evidence, rows, appraisals, now)
+                    raise not_allowed("a worker names the keys it will ask for", "key-unknown", "key")
+                token = self._result(evidence, sorted(rows), appraisals, now)
                 one = self._workers.add(evidence, now)
                 said |= {"keyset_digest": one.keyset_digest, "config_digest": evidence.config_digest}
                 said |= {"evidence_digest": _envelope_digest(evidence), "ear_digest": ear_digest(token)}
@@ -194,7 +197,7 @@ class DataKeys:
     ) -> tuple[DataPolicy, KeyRow, Appraisal]:
         found = [policy for policy in policies_of(view, request.kid) if policy.run == request.run]
         if not found:
-            raise refused(
+            raise not_allowed(
                 f"no owner's policy lets this run read {request.kid}", "run-not-allowed", "data-policy"
             )
         policy = found[0]
@@ -203,17 +206,17 @@ class DataKeys:
         appraisal = self._appraised(one.evidence, key, now)
         shard = check_allowed(policy, request, measurement=appraisal.code, config=one.evidence.config_digest)
         if key.tenant != policy.tenant:
-            raise _not_allowed(f"tenant {policy.tenant} has no key {key.kid}", "key-unknown", "key")
+            raise not_allowed(f"tenant {policy.tenant} has no key {key.kid}", "key-unknown", "key")
         if key.admitted is None or key.admitted.manifest_digest != shard.manifest_digest:
             text = f"the shard of {key.kid} in the policy is not the manifest admitted"
-            raise _not_allowed(text, "manifest-mismatch", "key")
+            raise not_allowed(text, "manifest-mismatch", "key")
         return policy, key, appraisal
 
     def _appraised(self, evidence: WorkerEvidence, row: KeyRow, now: Time) -> Appraisal:
         return appraise_worker(evidence, row.policy, appraise=self._core.appraise, at=now)
 
     def _result(
-        self, evidence: WorkerEvidence, rows: Sequence[KeyRow], appraisals: Sequence[Appraisal], now: Time
+        self, evidence: WorkerEvidence, policies: Sequence[bytes], appraisals: Sequence[Appraisal], now: Time
     ) -> str:
         return issue_ear(
             together(appraisals),
@@ -222,13 +225,13 @@ class DataKeys:
             config_digest=evidence.config_digest,
             keyset_digest=evidence.parsed_keyset().digest(),
             evidence_digest=_envelope_digest(evidence),
-            policies=sorted({row.policy.digest() for row in rows}),
+            policies=policies,
             at=now,
             build=__version__,
         )
 
     def _signed(self, envelope: bytes, now: Time) -> tuple[CheckpointStatement, Enrolled]:
-        claimed = CheckpointStatement.unverified(envelope)
+        claimed = CheckpointStatement.claimed(envelope)
         one = self._workers.by_evidence(claimed.predicate.signer.evidence, now)
         one.keyset.check_time(now)
         keys = [ed25519(one.keyset.receipt_key)]
@@ -286,6 +289,8 @@ def _next(view: View, statement: CheckpointStatement, measurement: bytes) -> Lin
         measurement=measurement,
     )
     before = view.get(LineageRow, *row.row_key)
+    if before is None and len(view.all(LineageRow, "lineage")) >= MAX_LINEAGES:
+        raise not_allowed(f"a broker follows {MAX_LINEAGES} lineages", "too-many-lineages", "lineage")
     if before == row:
         return row
     version, newest = (0, None) if before is None else (before.version, before.statement)
@@ -303,7 +308,7 @@ def _next(view: View, statement: CheckpointStatement, measurement: bytes) -> Lin
 def _active(view: View, kid: str) -> KeyRow:
     key = view.get(KeyRow, "key", kid)
     if key is None:
-        raise _not_allowed(f"there is no key {kid}", "key-unknown", "key")
+        raise not_allowed(f"there is no key {kid}", "key-unknown", "key")
     if key.status != "active":
         raise RevokedError(f"key {kid} was revoked", code="key-revoked", stage="key")
     return key
@@ -314,16 +319,12 @@ def _check_kids(view: View, policy: DataPolicy) -> None:
         for other in policies_of(view, shard.kid):
             if other.run == policy.run and other.dataset != policy.dataset:
                 text = f"{shard.kid} stands in the policy of {other.dataset} for this run already"
-                raise refused(text, "kid-in-two-policies", "data-policy")
+                raise not_allowed(text, "kid-in-two-policies", "data-policy")
         key = view.get(KeyRow, "key", shard.kid)
         if key is None or key.tenant != policy.tenant:
             text = f"tenant {policy.tenant} has no key {shard.kid}"
-            raise _not_allowed(text, "key-unknown", "key")
+            raise not_allowed(text, "key-unknown", "key")
 
 
 def _envelope_digest(evidence: WorkerEvidence) -> bytes:
     return hashlib.sha256(canonical(evidence.evidence)).digest()
-
-
-def _not_allowed(text: str, code: str, stage: str) -> AppraisalError:
-    return AppraisalError([AppraisalFailure(text, code=code)], stage=stage)

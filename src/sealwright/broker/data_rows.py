@@ -5,8 +5,7 @@ from __future__ import annotations
 from sealwright.broker.rows import RowKey
 from sealwright.broker.state import View
 from sealwright.crypto.document import Count, Digest, Document, Id16, Name, Time
-from sealwright.errors import VerificationError
-from sealwright.protocol.training_data import Budget, DataPolicy, DataRequest, spend
+from sealwright.protocol.training_data import Budget, DataPolicy, DataRequest, not_allowed, spend
 
 
 class DataPolicyRow(Document):
@@ -69,17 +68,14 @@ def spent_with(view: View, policy: DataPolicy, request: DataRequest, now: Time) 
     The request granted last, asked again, gets the row as it stands.
 
     Raises:
-        VerificationError: `epoch-spent`, `epochs-over-budget`, `rows-over-budget`; stage `budget`.
+        AppraisalError: `epoch-spent`, `epochs-over-budget`, `rows-over-budget`; stage `budget`.
     """
     before = view.get(DataBudgetRow, *budget_key(request.kid, request.run))
     if before is not None and before.last == request.digest():
         return before
     if before is not None and request.epoch <= before.epoch:
-        raise VerificationError(
-            f"epoch {request.epoch} of {request.kid} was granted before, or a later one was",
-            code="epoch-spent",
-            stage="budget",
-        )
+        text = f"epoch {request.epoch} of {request.kid} was granted before, or a later one was"
+        raise not_allowed(text, "epoch-spent", "budget")
     spent = (0, 0) if before is None else (before.spent.epochs, before.spent.rows)
     return DataBudgetRow(
         kid=request.kid,

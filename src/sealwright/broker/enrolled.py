@@ -13,7 +13,7 @@ from sealwright.protocol.worker import WorkerEvidence
 NONCE_LIFE = timedelta(minutes=5)
 ENROLLED_LIFE = timedelta(hours=1)  # then a worker attests anew
 MAX_NONCES = 4096
-MAX_ENROLLED = 4096
+MAX_ENROLLED = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +23,7 @@ class Enrolled:
     evidence: WorkerEvidence
     keyset: Keyset
     keyset_digest: bytes
+    evidence_digest: bytes  # of the document
     until: datetime
 
 
@@ -36,12 +37,10 @@ class Workers:
         self._enrolled: dict[bytes, Enrolled] = {}
 
     def nonce(self, now: datetime) -> bytes:
-        """Return a fresh nonce (32 bytes), good once and for 5 minutes. UnavailableError: `too-many-sessions`."""
+        """Return a fresh nonce (32 bytes), good once and for 5 minutes."""
         self._nonces = {nonce: until for nonce, until in self._nonces.items() if now < until}
         if len(self._nonces) >= MAX_NONCES:
-            raise UnavailableError(
-                "too many workers attest at once", code="too-many-sessions", stage="session"
-            )
+            del self._nonces[next(iter(self._nonces))]  # the oldest: whoever asks for many pushes out others'
         nonce = self._random(32)
         self._nonces[nonce] = now + NONCE_LIFE
         return nonce
@@ -63,7 +62,11 @@ class Workers:
         if len(self._enrolled) >= MAX_ENROLLED and keyset.digest() not in self._enrolled:
             raise UnavailableError("too many workers are enrolled", code="too-many-sessions", stage="session")
         one = Enrolled(
-            evidence=evidence, keyset=keyset, keyset_digest=keyset.digest(), until=now + self._life
+            evidence=evidence,
+            keyset=keyset,
+            keyset_digest=keyset.digest(),
+            evidence_digest=evidence.digest(),
+            until=now + self._life,
         )
         self._enrolled[one.keyset_digest] = one
         return one
@@ -82,7 +85,7 @@ class Workers:
     def by_evidence(self, evidence: bytes, now: datetime) -> Enrolled:
         """Return the enrolled worker of an evidence document's digest. Raises as `get`."""
         for one in self._enrolled.values():
-            if one.evidence.digest() == evidence:
+            if one.evidence_digest == evidence:
                 return self.get(one.keyset_digest, now)
         raise VerificationError(
             "no worker of this evidence is enrolled", code="not-attested", stage="session"

@@ -21,6 +21,8 @@ from sealwright.broker.admin_routes import admin_routes
 from sealwright.broker.backend_admin import BackendAdmin, open_backends, start_backends
 from sealwright.broker.clock import Clock, SteadyClock, utc_now
 from sealwright.broker.core import Appraiser, Core
+from sealwright.broker.data import DataKeys
+from sealwright.broker.data_routes import data_routes
 from sealwright.broker.erasure import erase_again
 from sealwright.broker.erasure_routes import erasure_routes
 from sealwright.broker.guest import Guests
@@ -57,6 +59,7 @@ class Running:
     resources: Resources
     backends: BackendAdmin
     journal: Journal
+    data: DataKeys
     fetch: Fetch
     supply: Callable[[Callable[..., None]], Supply] | None = (
         None  # of a log; None: collateral comes with evidence
@@ -80,6 +83,7 @@ class Running:
             *public_routes(self.core, self.journal, self.fetch, monotonic=monotonic),
             *admin_routes(self.admin, self.backends, self.core.secrets),
             *erasure_routes(self.core),
+            *data_routes(self.data, self.core),
             *([] if supply is None else supply.routes()),
             *self.more,
         ]
@@ -214,6 +218,7 @@ def open_broker(
             resources=Resources(core, admin),
             backends=start_backends(core, backends or layout.backends, approve),
             journal=Journal(core),
+            data=DataKeys(core),
             fetch=storage.fetch,
             supply=None if cache is None else partial(Supply, cache, supply or SupplySettings()),
         )

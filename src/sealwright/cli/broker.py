@@ -37,6 +37,7 @@ policy = _group("Policies of keys.")
 caller = _group("Callers: who may ask enclaves for answers.")
 owner = _group("Owners' keys, whose manifests are admitted.")
 manifest = _group("The manifest that a key may open.")
+data_policy = _group("What owners allow to be done with training data.")
 decisions = _group("Decisions in the log.")
 for _name, _app in {
     "backend": backend,
@@ -45,6 +46,7 @@ for _name, _app in {
     "caller": caller,
     "owner": owner,
     "manifest": manifest,
+    "data-policy": data_policy,
     "decisions": decisions,
     "promotion": promotion_app,
     "resource": resource.app,
@@ -325,6 +327,18 @@ def manifest_admit(
     if owner_key is not None:
         body["owner_key"] = owner_key
     _emit_key(ask(broker, token_file, "POST", f"/keys/{path_of(kid)}/manifest", body), as_json=as_json)
+
+
+@data_policy.command("admit")
+def data_policy_admit(
+    envelope: Annotated[Path, typer.Argument(help="The owner's signed policy.")],
+    broker: Broker,
+    token_file: TokenFile,
+    as_json: Json = False,
+) -> None:
+    """Put an owner's policy in force for its data set and run, in place of an older version."""
+    found = ask(broker, token_file, "POST", "/data-policies", {"envelope": b64url(read_bytes(envelope))})
+    emit(found, as_json=as_json, lines=[f"data policy  {found['policy']}"])
 
 
 @owner.command("add")

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from sealwright.crypto.document import Bytes, Count, Digest, Id16, Name, Record, Time
+from sealwright.crypto.dsse import Envelope
 from sealwright.crypto.statement import Statement
 from sealwright.protocol.commitment import LogEntry
 from sealwright.protocol.plan import DecimalText
@@ -141,6 +142,12 @@ class CheckpointStatement(Statement):
         if self.subject[0].name != MODEL_FILE:
             raise ValueError(f"the subject is {MODEL_FILE}")
         return self
+
+    @classmethod
+    def claimed(cls, envelope: bytes) -> CheckpointStatement:
+        """Return the statement without any proof, to learn whose evidence to look for. Raises MessageFormatError."""
+        opened = Envelope.parse(envelope, limit=2 * MAX_STATEMENT)
+        return cls.parse(opened.unverified_payload, limit=MAX_STATEMENT)
 
     @property
     def weights(self) -> bytes:

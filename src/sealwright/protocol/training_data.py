@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -11,8 +12,9 @@ from pydantic import Field, model_validator
 from sealwright.crypto.document import Bytes, Bytes32, Digest, Document, Name, Record, Time
 from sealwright.crypto.encoding import joined
 from sealwright.crypto.statement import Statement
-from sealwright.errors import CollateralError, VerificationError
+from sealwright.errors import AppraisalError, AppraisalFailure, CollateralError, VerificationError
 
+TRAINING_PATH = "/sealwright/v1/training"
 MAX_SHARDS = 1024
 MAX_EPOCHS = 1 << 20
 SKEW = timedelta(minutes=5)
@@ -173,15 +175,16 @@ def check_allowed(
         measurement: `Appraisal.code` of the worker's evidence. config: its config digest.
 
     Raises:
-        VerificationError: stage `data-policy`; the code names the member that differs.
+        AppraisalError: stage `data-policy`, with everything that the policy does not allow.
+        VerificationError: `shard-unknown`.
     """
     shard = policy.shard(request.kid)
     checks: tuple[tuple[bool, str, str], ...] = (
-        (request.policy == policy.digest(), "data-policy-mismatch", "the request names another policy"),
+        (request.policy == policy.digest(), "data-policy-mismatch", "another policy is named"),
         (
             request.manifest_digest == shard.manifest_digest,
             "shard-swapped",
-            "the request is for another manifest than the policy's shard",
+            f"{shard.name} is another manifest in the policy",
         ),
         (request.run == policy.run, "run-not-allowed", "the policy is for another run"),
         (
@@ -189,31 +192,32 @@ def check_allowed(
             "training-code-not-allowed",
             "the policy does not list this training code",
         ),
-        (
-            request.purpose == policy.purpose,
-            "purpose-not-allowed",
-            f"the policy allows {policy.purpose!r} alone",
-        ),
+        (request.purpose == policy.purpose, "purpose-not-allowed", f"it allows {policy.purpose!r} alone"),
         (
             measurement in policy.measurements,
             "data-measurement-not-allowed",
-            "the policy does not list what the worker measured to",
+            f"the policy does not list what the worker measured to, {measurement.hex()[:16]}…",
         ),
         (
             config in policy.configs,
             "data-config-not-allowed",
-            "the policy does not list the worker's config",
+            f"the policy does not list the worker's config {config.hex()[:16]}…",
         ),
         (
             request.rows <= shard.rows,
             "rows-over-shard",
-            f"the shard has {shard.rows} rows, {request.rows} are asked for",
+            f"{shard.name} has {shard.rows} rows, {request.rows} are asked for",
         ),
     )
-    for fine, code, text in checks:
-        if not fine:
-            raise refused(text, code, "data-policy")
+    require(checks, "data-policy")
     return shard
+
+
+def require(checks: Sequence[tuple[bool, str, str]], stage: str) -> None:
+    """Raise AppraisalError with every check (holds, code, text) that does not hold."""
+    failures = [AppraisalFailure(text, code=code) for holds, code, text in checks if not holds]
+    if failures:
+        raise AppraisalError(failures, stage=stage)
 
 
 def spend(budget: Budget, spent: tuple[int, int], rows: int) -> Budget:
@@ -223,13 +227,13 @@ def spend(budget: Budget, spent: tuple[int, int], rows: int) -> Budget:
         spent: epochs and rows until now.
 
     Raises:
-        VerificationError: `epochs-over-budget`, `rows-over-budget`, stage `budget`.
+        AppraisalError: `epochs-over-budget`, `rows-over-budget`, stage `budget`.
     """
     epochs, total = spent[0] + 1, spent[1] + rows
     if epochs > budget.epochs:
-        raise refused(f"the owner allows {budget.epochs} epochs", "epochs-over-budget", "budget")
+        raise not_allowed(f"the owner allows {budget.epochs} epochs", "epochs-over-budget", "budget")
     if total > budget.rows:
-        raise refused(
+        raise not_allowed(
             f"the owner allows {budget.rows} rows in all, and {spent[1]} are spent",
             "rows-over-budget",
             "budget",
@@ -240,3 +244,8 @@ def spend(budget: Budget, spent: tuple[int, int], rows: int) -> Budget:
 def refused(text: str, code: str, stage: str) -> VerificationError:
     """Return an error of this protocol."""
     return VerificationError(text, code=code, stage=stage)
+
+
+def not_allowed(text: str, code: str, stage: str) -> AppraisalError:
+    """Return the error of something genuine that an owner does not allow."""
+    return AppraisalError([AppraisalFailure(text, code=code)], stage=stage)

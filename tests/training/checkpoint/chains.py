@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ import numpy as np
 from tests.broker.support import CODE, NOW
 from tests.training.world import TRAINING_CODE, Site, arrays, plan, site
 
+from sealwright.crypto.dsse import Envelope
+from sealwright.crypto.encoding import b64url
 from sealwright.protocol.checkpoint import (
     Aggregation,
     Attested,
@@ -26,6 +27,7 @@ from sealwright.protocol.checkpoint import (
     WorkerEntry,
 )
 from sealwright.protocol.plan import Plan
+from sealwright.protocol.training_data import DataGrant
 from sealwright.training.checkpoint import (
     CheckpointFolder,
     CheckpointKeys,
@@ -133,43 +135,68 @@ class Run:
     def origin(self) -> str:
         return self.site.world.log_key.split("+")[0]
 
-    def write(self, draft: Draft | None = None, *, log: bool = True) -> CheckpointStatement:
+    def write(
+        self, draft: Draft | None = None, *, log: bool = True, tensors: Any = None
+    ) -> CheckpointStatement:
         """Write, log and prove the next version."""
         made = draft or self.draft()
-        weights = {"w": np.full((3, 2), made.epoch, dtype=np.float32), "b": np.zeros(2, dtype=np.float32)}
+        weights = tensors or {
+            "w": np.full((3, 2), made.epoch, dtype=np.float32),
+            "b": np.zeros(2, dtype=np.float32),
+        }
         written = write_checkpoint(
             self.folder, weights, made, keys=self.keys, dek=self.site.weights_dek, kid="weights"
         )
         self.last = written.statement
         self.envelopes.append(written.envelope)
         if log:
-            self.prove(written.statement, self.site.keys.advance(written.envelope))
+            index = self.site.keys.advance(written.envelope)
+            self.folder.put_proof(written.statement.predicate.version, self.site.keys.prove(index))
         return written.statement
 
-    def prove(self, statement: CheckpointStatement, index: int) -> None:
-        self.folder.put_proof(statement.predicate.version, self.site.keys.prove(index))
-
-    def resign(self, version: int, change: Callable[[dict[str, Any]], None], *, key: Any = None) -> None:
-        """Change a statement and sign it again with the attested key: what a broken worker would do. Log it too."""
-        import json
-
-        envelope = json.loads(self.folder.read(version, STATEMENT))
-        import base64
-
-        said = json.loads(base64.b64decode(envelope["payload"]))
+    def resign(
+        self,
+        folder: CheckpointFolder,
+        version: int,
+        change: Callable[[dict[str, Any]], None],
+        *,
+        key: Any = None,
+    ) -> CheckpointStatement:
+        """Change a statement and sign it again with the attested key, as a broken worker would do; log it too."""
+        envelope = Envelope.parse(folder.read(version, STATEMENT))
+        said = json.loads(envelope.unverified_payload)
         change(said)
         statement = CheckpointStatement.from_json(said)
-        put_file(self.folder.root / f"v{version:06d}" / STATEMENT, statement.sign(key or self.keys.receipt))
-        ledger = self.site.running.core.state.ledger
-        self.prove_at(version, ledger.settle(ledger.submit(statement.log_entry())))
+        path = folder.root / f"v{version:06d}" / STATEMENT
+        put_file(path, statement.sign(key or self.keys.receipt))
+        folder.put_proof(version, self.logged(statement))
+        return statement
 
-    def prove_at(self, version: int, index: int) -> None:
-        self.folder.put_proof(version, self.site.keys.prove(index))
+    def logged(self, statement: CheckpointStatement) -> bytes:
+        """Log a statement behind the broker's back, and return the proof."""
+        ledger = self.site.running.core.state.ledger
+        return self.site.keys.prove(ledger.settle(ledger.submit(statement.log_entry())))
+
+    def forge_grant(self, **changes: Any) -> bytes:
+        """Keep a grant as a broken broker would sign it, and return its digest."""
+        worker = self.site.worker
+        self.epoch += 1
+        policy = self.site.policy
+        said: dict[str, Any] = {
+            "request": bytes(32), "policy": policy.digest(), "key_policy": bytes(32), "tenant": "acme",
+            "kid": "shard-a", "manifest_digest": self.site.shard.manifest_digest,
+            "keyset_digest": worker.keyset.digest(), "config_digest": _sha(worker.config), "measurement": CODE,
+            "run": self.site.plan.digest(), "code": TRAINING_CODE, "purpose": policy.purpose,
+            "epoch": self.epoch, "rows": 10, "spent": {"epochs": self.epoch, "rows": 10 * self.epoch},
+            "granted": self.now,
+        }  # fmt: skip
+        grant = DataGrant.model_validate(said | changes)
+        self.epoch = grant.epoch
+        self.folder.put_sidecar(grant.digest(), grant.sign(self.site.running.core.secrets.release))
+        return grant.digest()
 
     def trust(self, **changes: Any) -> TrainingTrust:
         world = self.site.world
-        import json
-
         policy = json.loads(world.policy())
         trust = {
             "format": "sealwright-trust/v1",
@@ -188,8 +215,6 @@ class Run:
                 "config",
             )
         }
-        from sealwright.crypto.encoding import b64url
-
         said: dict[str, Any] = {
             "format": "sealwright-training-trust/v1",
             "trust": trust,
@@ -226,4 +251,4 @@ def _sha(raw: bytes) -> bytes:
     return hashlib.sha256(raw).digest()
 
 
-__all__ = ["CODE", "LINEAGE", "NOW", "Run", "os", "run", "timedelta"]
+__all__ = ["CODE", "LINEAGE", "NOW", "Run", "run"]

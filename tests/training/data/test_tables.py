@@ -57,10 +57,14 @@ def npy(value: Any, **options: Any) -> bytes:
 
 def refused(raw: bytes, kind: Kind) -> str:
     with pytest.raises(ArtefactFormatError) as caught:
-        table = opened(raw, kind)
-        for index in range(len(table.blocks)):
-            table.block(index)
+        read_all(raw, kind)
     return caught.value.code
+
+
+def read_all(raw: bytes, kind: Kind) -> None:
+    table = opened(raw, kind)
+    for index in range(len(table.blocks)):
+        table.block(index)
 
 
 def test_npz_columns_are_the_arrays() -> None:
@@ -213,6 +217,9 @@ def test_parquet_blocks_are_row_groups() -> None:
 
 def test_parquet_with_nulls_or_nested_columns_is_refused() -> None:
     assert refused(parquet({"x": [1, None]}), "parquet") == "malformed-shard"
+    assert refused(parquet({"x": [[1], [2]]}), "parquet") == "malformed-shard"
+    assert refused(parquet({"x": [{"a": 1}, {"a": 2}]}), "parquet") == "malformed-shard"
+    assert refused(parquet({"x": [b"a", b"b"]}), "parquet") == "malformed-shard"
     assert refused(parquet({"x": np.arange(3)})[:-1], "parquet") == "malformed-shard"
     assert refused(parquet({"x": np.empty(0)}), "parquet") == "malformed-shard"
 

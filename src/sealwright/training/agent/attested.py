@@ -63,10 +63,9 @@ class Attestation:
             run_spec_digest=run_spec,
         )
         evidence = bare.model_copy(update={"evidence": self.quote(bound)})
-        raw = evidence.encode()
-        result = self.broker.enrol(raw, self.kids)
-        self._anchor(result, evidence, sent)
-        self.shown[:] = [Shown(evidence=raw, result=result)]
+        result, keys = self.broker.enrol(evidence, self.kids)
+        self._anchor(result, keys, evidence, sent)
+        self.shown[:] = [Shown(evidence=evidence.encode(), result=result)]
         return self.shown[0]
 
     def broker_keys(self, at: datetime) -> tuple[BrokerKeys, bytes]:
@@ -75,9 +74,8 @@ class Attestation:
         roots = [address.root for address in self.config.brokers]
         return verify_broker_keys(envelope, roots, at=at), envelope
 
-    def _anchor(self, result: str, evidence: WorkerEvidence, sent: float) -> None:
+    def _anchor(self, result: str, envelope: bytes, evidence: WorkerEvidence, sent: float) -> None:
         """Take the time of the broker's own result; only what is genuine and ours moves the clock."""
-        envelope = self.broker.keys()
         roots = [ed25519(address.root) for address in self.config.brokers]
         keys = BrokerKeys.verify(envelope, roots, stage="broker")
         at = datetime.fromtimestamp(issued(verified_result(result.encode(), evidence, keys)), UTC)

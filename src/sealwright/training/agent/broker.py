@@ -9,11 +9,12 @@ import json
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from sealwright.crypto.canonical import parse_json
-from sealwright.crypto.encoding import b64url, b64url_decode
+from sealwright.crypto.canonical import canonical, parse_json
+from sealwright.crypto.encoding import b64url_decode
 from sealwright.errors import AppraisalError, AppraisalFailure, MessageFormatError, UnavailableError
+from sealwright.protocol.training_data import TRAINING_PATH
+from sealwright.protocol.worker import WorkerEvidence
 
-PREFIX = "/sealwright/v1/training"
 _MAX = 4 << 20  # bytes of an answer
 _REFUSALS = (400, 401, 403, 404, 409, 410)
 
@@ -38,44 +39,30 @@ class TrainingBroker:
 
     def nonce(self) -> bytes:
         """Return a nonce that evidence has to answer (32 bytes)."""
-        return b64url_decode(self._text("nonce", "POST", f"{PREFIX}/nonce", {}), length=32)
+        found = self._json("POST", f"{TRAINING_PATH}/nonce").get("nonce")
+        if not isinstance(found, str):
+            raise _malformed()
+        return b64url_decode(found, length=32)
 
-    def enrol(self, evidence: bytes, kids: Sequence[str]) -> str:
-        """Return the broker's result about evidence, an EAR. Raises BrokerSaysNo."""
-        said = {"evidence": b64url(evidence), "kids": list(kids)}
-        return self._text("ear", "POST", f"{PREFIX}/enrol", said)
+    def enrol(self, evidence: WorkerEvidence, kids: Sequence[str]) -> tuple[str, bytes]:
+        """Return the broker's result about evidence, an EAR, and its working keys (DSSE). Raises BrokerSaysNo."""
+        said = json.dumps({"evidence": evidence.to_json(), "kids": list(kids)}).encode()
+        match self._json("POST", f"{TRAINING_PATH}/enrol", said):
+            case {"token": str(token), "broker_keys": dict(keys)}:
+                return token, canonical(keys)
+        raise _malformed()
 
     def release(self, request: bytes) -> bytes:
         """Return the answer to a data request (DSSE), for `open_release`. Raises BrokerSaysNo."""
-        return self._asked("POST", f"{PREFIX}/release", request)
+        return self._asked("POST", f"{TRAINING_PATH}/data", request)
 
-    def checkpoint(self, statement: bytes) -> int:
-        """Have a checkpoint statement (DSSE) logged as the newest; return its index. Raises BrokerSaysNo."""
-        found = self._json("POST", f"{PREFIX}/checkpoint", statement).get("index")
-        if not isinstance(found, int):
-            raise _malformed()
-        return found
-
-    def proof(self, index: int) -> bytes:
-        """Return the `.tlog-proof` of a log entry."""
-        return self._asked("GET", f"{PREFIX}/proof/{index}")
-
-    def log_size(self) -> int:
-        """Return how many entries the log has."""
-        found = self._json("GET", f"{PREFIX}/log-size").get("size")
-        if not isinstance(found, int):
-            raise _malformed()
-        return found
+    def checkpoint(self, statement: bytes) -> bytes:
+        """Have a checkpoint statement (DSSE) logged as the newest; return its `.tlog-proof`. Raises BrokerSaysNo."""
+        return self._asked("POST", f"{TRAINING_PATH}/checkpoints", statement)
 
     def countersign(self, call: bytes) -> bytes:
         """Return the countersigner's answer to a call."""
-        return self._asked("POST", f"{PREFIX}/countersign", call)
-
-    def _text(self, name: str, method: str, path: str, said: dict[str, Any]) -> str:
-        found = self._json(method, path, json.dumps(said).encode()).get(name)
-        if not isinstance(found, str):
-            raise _malformed()
-        return found
+        return self._asked("POST", f"{TRAINING_PATH}/countersign", call)
 
     def _json(self, method: str, path: str, body: bytes = b"") -> dict[str, Any]:
         found = parse_json(self._asked(method, path, body), limit=_MAX)

@@ -5,6 +5,7 @@ from sealwright.training.checkpoint.environment import Environment, differences,
 from sealwright.training.checkpoint.folder import CheckpointFolder
 from sealwright.training.checkpoint.trust import TrainingTrust
 from sealwright.training.checkpoint.versions import Newest, NewestFile, check_newest
+from sealwright.training.checkpoint.weights import Resumed, open_weights, resume
 from sealwright.training.checkpoint.write import CheckpointKeys, Draft, Written, write_checkpoint
 
 __all__ = [
@@ -14,12 +15,15 @@ __all__ = [
     "Environment",
     "Newest",
     "NewestFile",
+    "Resumed",
     "TrainingTrust",
     "VerifiedChain",
     "VerifiedCheckpoint",
     "Written",
     "check_newest",
     "differences",
+    "open_weights",
+    "resume",
     "this_environment",
     "verify_chain",
     "write_checkpoint",

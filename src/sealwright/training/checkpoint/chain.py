@@ -113,7 +113,8 @@ def verify_chain(
     if not versions:
         raise VerificationError("the folder has no checkpoint", code="checkpoint-missing", stage="chain")
     if versions != list(range(1, len(versions) + 1)):
-        absent = next(at for at in range(1, versions[-1] + 1) if at not in versions)
+        # In order and each once, so the first that is not in its place is where the gap is.
+        absent = next(place for place, version in enumerate(versions, 1) if place != version)
         raise VerificationError(
             f"version {absent} is not there: the chain has a gap", code="checkpoint-missing", stage="chain"
         )
@@ -138,7 +139,7 @@ class _Walk:
     def verify(self, version: int, parent: VerifiedCheckpoint | None) -> VerifiedCheckpoint:
         # 1. Format. Nothing of it is believed before the signature holds.
         envelope = self.folder.read(version, STATEMENT)
-        said = CheckpointStatement.unverified(envelope).predicate
+        said = CheckpointStatement.claimed(envelope).predicate
         # 2. The broker of the time, and the evidence of who signed.
         broker = self._attesting.broker_keys(said)
         signer = self._attesting.participant(said.signer, said, broker)

@@ -13,7 +13,15 @@ from sealwright.errors import VerificationError
 from sealwright.protocol.checkpoint import CheckpointPredicate, DataUse, WorkerEntry
 from sealwright.protocol.lease import BrokerKeys
 from sealwright.protocol.plan import Plan
-from sealwright.protocol.training_data import DataGrant, DataPolicy, check_allowed, refused, spend
+from sealwright.protocol.training_data import (
+    DataGrant,
+    DataPolicy,
+    check_allowed,
+    not_allowed,
+    refused,
+    require,
+    spend,
+)
 from sealwright.training.checkpoint.attested import Participant, check_digest
 from sealwright.training.checkpoint.folder import CheckpointFolder
 from sealwright.training.checkpoint.trust import TrainingTrust
@@ -39,12 +47,13 @@ class Budgets:
         """Count a grant. Grants whose work is in no checkpoint leave gaps: the broker has counted more, never less.
 
         Raises:
-            VerificationError: stage `budget`: `epoch-spent`, `epochs-over-budget`, `rows-over-budget`, `spent-mismatch`.
+            AppraisalError: stage `budget`: `epoch-spent`, `epochs-over-budget`, `rows-over-budget`.
+            VerificationError: `spent-mismatch`.
         """
         name = grant.kid, grant.run
         epoch, epochs, rows = self.spent.get(name, (0, 0, 0))
         if grant.epoch <= epoch:
-            raise refused(
+            raise not_allowed(
                 f"epoch {grant.epoch} of {grant.kid} is in the chain already, or a later one is",
                 "epoch-spent",
                 "budget",
@@ -52,9 +61,11 @@ class Budgets:
         least = spend(policy.budget, (epochs, rows), grant.rows)
         said = grant.spent
         if said.epochs > policy.budget.epochs:
-            raise refused(f"{said.epochs} epochs of {grant.kid} were granted", "epochs-over-budget", "budget")
+            raise not_allowed(
+                f"{said.epochs} epochs of {grant.kid} were granted", "epochs-over-budget", "budget"
+            )
         if said.rows > policy.budget.rows:
-            raise refused(f"{said.rows} rows of {grant.kid} were granted", "rows-over-budget", "budget")
+            raise not_allowed(f"{said.rows} rows of {grant.kid} were granted", "rows-over-budget", "budget")
         if said.epochs < least.epochs or said.rows < least.rows:
             raise refused(
                 f"the broker counted {said.epochs} epochs and {said.rows} rows of {grant.kid}, "
@@ -82,7 +93,7 @@ def verify_data(
         budgets: of the versions before; what this one used is added.
 
     Raises:
-        FormatError, CollateralError, VerificationError.
+        FormatError, CollateralError, VerificationError, AppraisalError.
     """
     policies = {use.policy: _policy(use, said, plan, folder, trust) for use in said.data}
     found: dict[bytes, list[DataGrant]] = {digest: [] for digest in policies}
@@ -118,13 +129,17 @@ def _policy(
     policy = DataPolicy.verify(envelope, map(ed25519, trust.owners[tenant]), stage="data-policy")
     check_digest(policy.digest(), use.policy, "data-policy", "an owner's policy")
     policy.check_time(said.created)
-    for fine, code, text in (
-        (policy.run == plan.digest(), "run-not-allowed", "is for another run"),
-        (plan.code in policy.code, "training-code-not-allowed", "does not list the training code"),
-        (plan.purpose == policy.purpose, "purpose-not-allowed", f"allows {policy.purpose!r} alone"),
-    ):
-        if not fine:
-            raise refused(f"the policy of {policy.dataset} {text}", code, "data-policy")
+    about = f"the policy of {policy.dataset}"
+    checks = (
+        (policy.run == plan.digest(), "run-not-allowed", f"{about} is for another run"),
+        (
+            plan.code in policy.code,
+            "training-code-not-allowed",
+            f"{about} does not list the training code",
+        ),
+        (plan.purpose == policy.purpose, "purpose-not-allowed", f"{about} allows {policy.purpose!r} alone"),
+    )
+    require(checks, "data-policy")
     return policy
 
 

@@ -18,7 +18,7 @@ def verify_round(said: CheckpointPredicate, plan: Plan, folder: CheckpointFolder
     """Return the run specification, with the round proved to be countersigned and of this checkpoint's workers.
 
     Raises:
-        FormatError, CollateralError, VerificationError: `aggregation-mismatch`, `survivors-other-roster`.
+        FormatError, CollateralError, VerificationError: `aggregation-mismatch`, `survivors-other-roster`, `survivors-too-few`.
     """
     claimed = said.aggregation
     if plan.aggregation is None:
@@ -43,6 +43,12 @@ def verify_round(said: CheckpointPredicate, plan: Plan, folder: CheckpointFolder
     if survivors.run_spec != spec.digest() or not survivors.is_of(opening.roster):
         raise VerificationError(
             "the survivor set is of another round", code="survivors-other-roster", stage=STAGE
+        )
+    if len(survivors.alive) < spec.min_survivors:
+        raise VerificationError(
+            f"{len(survivors.alive)} survivors, the run needs {spec.min_survivors}",
+            code="survivors-too-few",
+            stage=STAGE,
         )
     members = opening.roster.members
     _require(survivors.alive[-1] <= len(members), "survivors that the roster does not have")

@@ -29,9 +29,7 @@ class TrainingTrust(Document):
     """A trust file for enclaves and log, and beside it: data owners, base models, and who may approve."""
 
     format: Literal["sealwright-training-trust/v1"] = "sealwright-training-trust/v1"
-    trust: (
-        TrustFile  # platforms, config, brokers, log policy, age of evidence; its tenant is the checkpoint's
-    )
+    trust: TrustFile  # platforms, config, brokers, log policy, age of evidence; the rest is about serving
     owners: Annotated[dict[Name, Keys], Field(max_length=256)]  # Ed25519, by tenant
     bases: Annotated[list[Digest], Field(max_length=64)] = Field(default_factory=list)  # SHA-256 of weights
     approvers: Annotated[list[Bytes32], Field(max_length=32)] = Field(default_factory=list)

@@ -79,7 +79,7 @@ def ml_bom(one: VerifiedCheckpoint) -> Json:
     """Return a CycloneDX 1.6 BOM: the model with its card, its data sets, and the libraries it was made with."""
     said, plan = one.statement.predicate, one.plan
     ref = f"model:{said.lineage.hex()}:{said.version}"
-    datasets = [
+    datasets: list[Json] = [
         {
             "type": "data",
             "bom-ref": f"data:{used.policy.digest().hex()}",
@@ -89,7 +89,7 @@ def ml_bom(one: VerifiedCheckpoint) -> Json:
         }
         for used in one.data
     ]
-    libraries = [
+    libraries: list[Json] = [
         {"type": "library", "bom-ref": f"library:{name}", "name": name, "version": version}
         for name, version in sorted(one.environment.libraries.items())
     ]

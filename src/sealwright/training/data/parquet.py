@@ -1,4 +1,4 @@
-"""Parquet through pyarrow (extra `parquet`): a block is a row group; flat columns without nulls."""
+"""Parquet through pyarrow: a block is a row group; flat columns without nulls."""
 
 from __future__ import annotations
 
@@ -20,20 +20,23 @@ class ParquetTable:
             import pyarrow.parquet as pq
         except ImportError:
             raise UnavailableError(
-                "Parquet needs pyarrow: install sealwright[parquet]", code="parquet-missing", stage="rows"
+                "Parquet needs pyarrow, which is not in this environment: pip install pyarrow",
+                code="parquet-missing",
+                stage="rows",
             ) from None
         self._buffer, self._errors = buffer, (pa.ArrowException, OSError)
         try:
             self._file: Any = pq.ParquetFile(pa.BufferReader(pa.py_buffer(buffer)))
             meta = self._file.metadata
+            flat = all(_flat(pa.types, column.type) for column in self._file.schema_arrow)
             self.blocks: Sequence[int] = tuple(
                 meta.row_group(group).num_rows for group in range(meta.num_row_groups)
             )
         except self._errors as exc:
             raise malformed(f"no Parquet ({type(exc).__name__})") from None
         self.rows = sum(self.blocks)
-        if not self.rows or min(self.blocks) < 1 or not 1 <= meta.num_columns <= MAX_COLUMNS:
-            raise malformed("no rows, or too many columns")
+        if not flat or not self.rows or min(self.blocks) < 1 or not 1 <= meta.num_columns <= MAX_COLUMNS:
+            raise malformed("no rows, too many columns, or one that is no number, truth value or text")
 
     def block(self, index: int) -> Columns:
         """Return the columns of a row group."""
@@ -53,3 +56,8 @@ class ParquetTable:
         self._file.close()
         self._file = None
         release(self._buffer)
+
+
+def _flat(types: Any, kind: Any) -> bool:
+    numbers = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
+    return bool(numbers or types.is_string(kind) or types.is_large_string(kind))
