@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 from flwr.serverapp import Grid, ServerApp
 
-from sealwright.errors import MessageFormatError, SealwrightError
+from sealwright.errors import MessageFormatError, SealwrightError, UnavailableError
 from sealwright.training.agent.wire import AgentClient, Call, answered
 from sealwright.training.drive import Node
 from sealwright.training.job import load_job, run_job
@@ -34,7 +34,7 @@ def agent_of_node(context: Context) -> Callable[[Call], Call]:
     """Return what calls the agent that the node's config names."""
     path = context.node_config.get(AGENT)
     if not isinstance(path, str):
-        raise MessageFormatError(
+        raise UnavailableError(
             f"this node's config does not name an agent: --node-config '{AGENT}=\"PATH\"'",
             code="agent-unreachable",
             stage="call",

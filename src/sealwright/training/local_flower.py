@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sealwright.errors import UnavailableError
+from sealwright.errors import SettingsError, UnavailableError
 
 APP = '''"""Carries calls between agents; written by sealwright."""
 
@@ -123,10 +123,8 @@ class LocalFlower:
     def _start(self, name: str, program: str, *args: str) -> subprocess.Popen[bytes]:
         path = self._bin / program
         if not path.exists():
-            raise UnavailableError(
-                "Flower is not installed: pip install 'sealwright[flower]'",
-                code="extra-missing",
-                stage="setup",
+            raise SettingsError(
+                "Flower is not installed: pip install 'sealwright[flower]'", code="extra-missing"
             )
         environment = {
             **os.environ,
