@@ -31,7 +31,7 @@ from sealwright.training.checkpoint.folder import (
     CheckpointFolder,
     put_file,
 )
-from sealwright.training.checkpoint.model_signature import spki_of
+from sealwright.training.checkpoint.model_key import spki_of
 
 HEX = "ab" * 32
 Change = Callable[[dict[str, Any]], None]

@@ -19,8 +19,9 @@ from tests.training.checkpoint.chains import Run
 from sealwright.errors import ArtefactFormatError, SealwrightError, UnavailableError
 from sealwright.protocol.checkpoint import MODEL_FILE
 from sealwright.sealing import open_to_file
+from sealwright.sealing.model_signing import sign_model, verify_model
 from sealwright.training.checkpoint.folder import MODEL_SIGNATURE, CheckpointFolder
-from sealwright.training.checkpoint.model_signature import model_key, sign_model, spki_of, verify_model
+from sealwright.training.checkpoint.model_key import model_key, spki_of
 from sealwright.training.safetensors import decode_safetensors
 
 KEY = ec.generate_private_key(ec.SECP256R1())

@@ -25,6 +25,7 @@ from sealwright.protocol.lease import SKEW
 from sealwright.protocol.plan import Plan
 from sealwright.sealing import Manifest
 from sealwright.sealing.files import FileReader
+from sealwright.sealing.model_signing import verify_model
 from sealwright.tlog.policy import LogPolicy
 from sealwright.tlog.proof import LoggedEntry, LogProof
 from sealwright.training.checkpoint.attested import Attesting, Participant, check_digest, in_version
@@ -37,7 +38,7 @@ from sealwright.training.checkpoint.folder import (
     STATEMENT,
     CheckpointFolder,
 )
-from sealwright.training.checkpoint.model_signature import model_key, verify_model
+from sealwright.training.checkpoint.model_key import model_key
 from sealwright.training.checkpoint.rounds import verify_round
 from sealwright.training.checkpoint.trust import TrainingTrust
 from sealwright.training.checkpoint.versions import Newest, check_newest

@@ -29,6 +29,7 @@ from sealwright.protocol.checkpoint import (
 from sealwright.protocol.plan import Plan
 from sealwright.sealing import seal_file
 from sealwright.sealing.memory import MemfdSink
+from sealwright.sealing.model_signing import sign_model
 from sealwright.training.checkpoint.environment import Environment
 from sealwright.training.checkpoint.folder import (
     MODEL_SIGNATURE,
@@ -37,7 +38,7 @@ from sealwright.training.checkpoint.folder import (
     CheckpointFolder,
     put_file,
 )
-from sealwright.training.checkpoint.model_signature import sign_model, spki_of
+from sealwright.training.checkpoint.model_key import spki_of
 from sealwright.training.safetensors import Tensors, encode_safetensors
 
 
