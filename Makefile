@@ -5,6 +5,7 @@ BIN := .venv/bin
 UV ?= uv
 export NO_MKDOCS_2_WARNING := 1
 export SEALWRIGHT_OPENAI2_PYTHON := $(CURDIR)/.venv-openai2/bin/python
+export SEALWRIGHT_FLOWER_PYTHON := $(CURDIR)/.venv-flower/bin/python
 
 .PHONY: help demo test drill image test-image test-image-long release check bench docs lock clean
 .NOTPARALLEL:
@@ -30,6 +31,7 @@ demo:
 test:
 	@$(PYTHON) scripts/setup.py .venv test model
 	@$(PYTHON) scripts/setup.py .venv-openai2 openai2
+	@$(PYTHON) scripts/setup.py .venv-flower flower
 	@$(PYTHON) scripts/system.py swtpm swtpm-tools skopeo buildah systemd postgresql spin gcc libc6-dev
 	@$(BIN)/python scripts/real_evidence.py --optional
 	$(BIN)/pytest -n 2 --dist loadfile
@@ -96,5 +98,5 @@ lock:
 	UV=$(UV) $(BIN)/python scripts/lock.py
 
 clean:
-	rm -rf .venv .venv-openai2 build dist site .demo .cache
+	rm -rf .venv .venv-openai2 .venv-flower build dist site .demo .cache
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

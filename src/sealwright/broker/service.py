@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from starlette.routing import Router
+from starlette.routing import BaseRoute, Router
 from starlette.types import ASGIApp
 
 from sealwright.appraisal.platform import Appraisal
@@ -21,6 +21,8 @@ from sealwright.broker.admin_routes import admin_routes
 from sealwright.broker.backend_admin import BackendAdmin, open_backends, start_backends
 from sealwright.broker.clock import Clock, SteadyClock, utc_now
 from sealwright.broker.core import Appraiser, Core
+from sealwright.broker.data import DataKeys
+from sealwright.broker.data_routes import data_routes
 from sealwright.broker.erasure import erase_again
 from sealwright.broker.erasure_routes import erasure_routes
 from sealwright.broker.guest import Guests
@@ -61,10 +63,13 @@ class Running:
     resources: Resources
     backends: BackendAdmin
     journal: Journal
+    data: DataKeys
     fetch: Fetch
     supply: Callable[[Callable[..., None]], Supply] | None = (
         None  # of a log; None: collateral comes with evidence
     )
+
+    more: Sequence[BaseRoute] = ()  # routes of layers above, such as `sealwright.training.routes`
 
     def app(
         self, *, log: Callable[..., None] | None = None, monotonic: Callable[[], float] = time.monotonic
@@ -84,7 +89,9 @@ class Running:
             *admin_routes(self.admin, self.backends, self.core.secrets),
             *life_routes(self.life, self.core),
             *erasure_routes(self.core),
+            *data_routes(self.data, self.core),
             *([] if supply is None else supply.routes()),
+            *self.more,
         ]
         lifespan = None if supply is None else lambda _: supply.running()
         return Guard(Router(routes=routes, lifespan=lifespan), rate=RateLimit(monotonic), log=told)
@@ -218,6 +225,7 @@ def open_broker(
             resources=Resources(core, admin),
             backends=start_backends(core, backends or layout.backends, approve),
             journal=Journal(core),
+            data=DataKeys(core),
             fetch=storage.fetch,
             supply=None if cache is None else partial(Supply, cache, supply or SupplySettings()),
         )

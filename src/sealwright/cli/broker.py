@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,6 +37,7 @@ policy = _group("Policies of keys.")
 caller = _group("Callers: who may ask enclaves for answers.")
 owner = _group("Owners' keys, whose manifests are admitted.")
 manifest = _group("The manifest that a key may open.")
+data_policy = _group("What owners allow to be done with training data.")
 decisions = _group("Decisions in the log.")
 for _name, _app in {
     "backend": backend,
@@ -44,6 +46,7 @@ for _name, _app in {
     "caller": caller,
     "owner": owner,
     "manifest": manifest,
+    "data-policy": data_policy,
     "decisions": decisions,
     "promotion": promotion_app,
     "budget": _broker_life.budget,
@@ -185,7 +188,7 @@ def serve(
     }
     with ExitStack() as stack:
         if database is None:
-            running = stack.enter_context(open_broker(directory, **options))
+            running = stack.enter_context(_with_training(open_broker(directory, **options)))
             serving, root = running.app(log=log), running.core.secrets.root_public
         else:
             serving, root = _replica(stack, directory, database, options, log)
@@ -194,6 +197,20 @@ def serve(
         log("serving", url=f"http://{shown}:{sock.getsockname()[1]}", root=b64url(root))
         stack.enter_context(_notify.service(_notify.asked(sock.getsockname()[:2])))
         server.serve(serving, sock, log)
+
+
+@contextmanager
+def _with_training(opening: AbstractContextManager[Running]) -> Iterator[Running]:
+    """Open a broker that also answers agents of training, where what that needs is installed (extra `training`)."""
+    with opening as running:
+        try:
+            from sealwright.training.routes import training_routes
+        except ModuleNotFoundError as exc:
+            if exc.name != "numpy":
+                raise
+            yield running
+        else:
+            yield replace(running, more=training_routes(running.core))
 
 
 def _replica(
@@ -212,7 +229,9 @@ def _replica(
     stack.callback(election.close)
 
     def open_at(epoch: int) -> AbstractContextManager[Running]:
-        return open_broker(directory, shared=Shared(url_file=database, epoch=epoch), **options)
+        return _with_training(
+            open_broker(directory, shared=Shared(url_file=database, epoch=epoch), **options)
+        )
 
     return Replica(Writer(election), open_at, log=log), secrets.root_public
 
@@ -322,6 +341,18 @@ def manifest_admit(
     if owner_key is not None:
         body["owner_key"] = owner_key
     _emit_key(ask(broker, token_file, "POST", f"/keys/{path_of(kid)}/manifest", body), as_json=as_json)
+
+
+@data_policy.command("admit")
+def data_policy_admit(
+    envelope: Annotated[Path, typer.Argument(help="The owner's signed policy.")],
+    broker: Broker,
+    token_file: TokenFile,
+    as_json: Json = False,
+) -> None:
+    """Put an owner's policy in force for its data set and run, in place of an older version."""
+    found = ask(broker, token_file, "POST", "/data-policies", {"envelope": b64url(read_bytes(envelope))})
+    emit(found, as_json=as_json, lines=[f"data policy  {found['policy']}"])
 
 
 @owner.command("add")

@@ -84,6 +84,7 @@ class Answer:
     tokens_in: int
     tokens_out: int
     transport: str
+    checkpoint: bytes | None = None  # digest of its statement, where the tenant's list names one
 
     def fields(self) -> Mapping[str, bytes]:
         """Return the fields to commit to, as canonical JSON."""
@@ -91,6 +92,7 @@ class Answer:
         return {
             name: canonical(value.hex() if isinstance(value, bytes) else value)
             for name, value in values.items()
+            if value is not None
         }
 
 

@@ -243,6 +243,7 @@ class _Exchange:
             tokens_in=self._completion.tokens_in,
             tokens_out=self._completion.tokens_out,
             transport=self._sealed.transport,
+            checkpoint=entry.checkpoint,
         )
         begun = self._begun
         return self._issuer.issue(self._receipt_id, begun.grant.lease, answer, started=begun.at)

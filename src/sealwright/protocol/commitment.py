@@ -19,11 +19,11 @@ MAX_FIELDS = 64
 class LogEntry(Document):
     """What the log holds of a receipt, a keyset or a decision: a commitment, nothing to guess from.
 
-    Reference values are public: their commitment is the digest of the document itself.
+    Reference values, checkpoints and data grants are public: their commitment is the digest of the document itself.
     """
 
     commitment: Digest
-    type: Literal["receipt", "keyset", "decision", "reference-values"]
+    type: Literal["receipt", "keyset", "decision", "reference-values", "checkpoint", "data-grant"]
 
 
 class Leaf(Record):

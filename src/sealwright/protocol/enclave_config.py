@@ -93,6 +93,7 @@ class ArtefactEntry(Record):
     kid: Name
     manifest_digest: Digest
     model: Name
+    checkpoint: Digest | None = None  # of the statement of the checkpoint that it is, if it is one
 
 
 class TenantList(Document):

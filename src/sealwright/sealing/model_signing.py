@@ -86,34 +86,37 @@ def verify_model(bundle: bytes, digests: Mapping[str, bytes], key: EllipticCurve
     """
     algorithm = ECDSA(_hash(key))
     try:
-        envelope = _member(parse_json(bundle, limit=MAX_SIGNATURE), "dsseEnvelope", dict)
+        said = parse_json(bundle, limit=MAX_SIGNATURE)
+        envelope = _member(said, "dsseEnvelope", dict)
         payload = base64.b64decode(_member(envelope, "payload", str), validate=True)
         (signature,) = _member(envelope, "signatures", list)
         raw = base64.b64decode(_member(signature, "sig", str), validate=True)
-        kind = _member(envelope, "payloadType", str)
+        kinds = (_member(said, "mediaType", str), _member(envelope, "payloadType", str))
     except (FormatError, ValueError) as exc:
         raise _malformed() from exc
+    if kinds != (_BUNDLE, _IN_TOTO):
+        raise _malformed()
     try:
-        key.verify(raw, pae(kind, payload), algorithm)
+        key.verify(raw, pae(_IN_TOTO, payload), algorithm)
     except InvalidSignature as exc:
         raise VerificationError(
             "the model's signature is not by this key, or was altered", code="bad-signature", stage=STAGE
         ) from exc
-    return _compare(kind, payload, digests)
+    return _compare(payload, digests)
 
 
-def _compare(kind: str, payload: bytes, digests: Mapping[str, bytes]) -> str:
+def _compare(payload: bytes, digests: Mapping[str, bytes]) -> str:
     """Return the name in a genuine statement about exactly these files."""
     try:
         statement = parse_json(payload, limit=MAX_SIGNATURE)
         (subject,) = _member(statement, "subject", list)
         name: str = _member(subject, "name", str)
         said = _resources(_member(statement, "predicate", dict))
-        types = (kind, _member(statement, "_type", str), _member(statement, "predicateType", str))
+        types = (_member(statement, "_type", str), _member(statement, "predicateType", str))
         root = _member(_member(subject, "digest", dict), "sha256", str)
     except (FormatError, ValueError) as exc:
         raise _malformed() from exc
-    if types != (_IN_TOTO, _STATEMENT, _PREDICATE) or root != _root(said.values()):
+    if types != (_STATEMENT, _PREDICATE) or root != _root(said.values()):
         raise _malformed()
     unsigned = digests.keys() - said.keys()
     same = said.keys() <= digests.keys() and not any(signed(path) for path in unsigned)

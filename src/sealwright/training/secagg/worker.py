@@ -128,6 +128,14 @@ class Worker:
         )
         return said.sign(self._keys.sign)
 
+    def check(self, opening: bytes) -> None:
+        """Prove that `mask` would take this opening now: before the work for an update. Nothing is spent.
+
+        Raises:
+            MessageFormatError, VerificationError: as `mask`.
+        """
+        self._begin(Opening.opened(opening, self._spec))
+
     def mask(self, opening: bytes, update: NDArray[Any], weight: int, *, threads: int = 1) -> bytearray:
         """Return the masked update for a round.
 
