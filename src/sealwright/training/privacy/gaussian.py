@@ -7,7 +7,7 @@ from math import isqrt
 
 import numpy as np
 
-from sealwright.training.privacy.randomness import Ints, Source, below, square_coins, linear_coins
+from sealwright.training.privacy.randomness import Ints, Source, below, linear_coins, square_coins
 
 MAX_VARIANCE = 1 << 56  # steps²: what the sum of a run can hold is far under it
 _BATCH = 1 << 16
@@ -48,7 +48,8 @@ def _batch(sigma2: Fraction, count: int, source: Source) -> Ints:
 
     sizes = np.abs(laplace)
     keep = square_coins(source, sizes, gamma, shift=float(sigma2 / t), scale=float(1 / (2 * sigma2)))
-    return laplace[keep]
+    kept: Ints = laplace[keep]
+    return kept
 
 
 def _discrete_laplace(t: int, count: int, source: Source) -> Ints:

@@ -7,22 +7,42 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sealwright.errors import MessageFormatError, VerificationError
+from sealwright.errors import MessageFormatError, SettingsError, VerificationError
 from sealwright.training.privacy.gaussian import discrete_gaussian
 from sealwright.training.privacy.randomness import Ints, Source, system_source, words
 from sealwright.training.privacy.spec import NoisePlan
-from sealwright.training.secagg.fixed import Residues, Sum
+from sealwright.training.secagg.fixed import Encoder, Residues, Sum
+from sealwright.training.secagg.spec import RunSpec
 
 _TRIES = 32
 _ROUND = 1 << 18
+
+
+def private_encoder(plan: NoisePlan, *, source: Source | None = None) -> Encoder:
+    """Return what a worker's `mask` takes as `encode`: the update clipped, rounded, with its share of the noise.
+
+    It refuses a weight other than 1 and another run specification (`dp-plan`), besides what `bounded` refuses.
+
+    Args:
+        source: bytes; the system's, where none is given.
+    """
+
+    def encode(update: NDArray[Any], weight: int, spec: RunSpec, out: Residues) -> None:
+        if type(weight) is not int or weight != 1 or spec != plan.run:
+            raise SettingsError(
+                "a weight other than 1, or another run than the noise was planned for",
+                code="dp-plan",
+                stage="dp",
+            )
+        encode_private(update, plan, out, source=source)
+
+    return encode
 
 
 def encode_private(
     update: NDArray[Any], plan: NoisePlan, out: Residues, *, source: Source | None = None
 ) -> None:
     """Write the update, clipped, rounded and with this worker's share of the noise, mod 2^32, to `out`.
-
-    Takes the place of `secagg.fixed.encode_update`; the weight is 1.
 
     Args:
         update: one dimension, `run.elements` finite floats. Longer ones than `norm` are scaled down.

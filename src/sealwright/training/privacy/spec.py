@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from math import isqrt, sqrt
+from math import ceil, isqrt, sqrt
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -63,13 +63,17 @@ class NoisePlan:
         if privacy.run_spec != run.digest():
             raise _unfit("the privacy specification names another run specification")
         if run.max_weight != 1:
-            raise _unfit("max_weight is not 1: weights would be in the sum without noise, and raise its sensitivity")
+            raise _unfit(
+                "max_weight is not 1: weights would be in the sum without noise, and raise its sensitivity"
+            )
         self.privacy, self.run = privacy, run
         self.honest = run.min_survivors - privacy.colluding
         if self.honest < 1:
             raise _unfit("as many colluding workers as survivors: nobody's noise can be counted on")
         if privacy.mechanism == "central" and run.mode == "masked":
-            raise _unfit("central noise is added in a TEE: in mode masked the coordinator sees the sum before it")
+            raise _unfit(
+                "central noise is added in a TEE: in mode masked the coordinator sees the sum before it"
+            )
         self._check_room()
 
     @property
@@ -79,9 +83,9 @@ class NoisePlan:
 
     @property
     def bound2(self) -> int:
-        """Square of the L2 bound of an update after rounding, steps²: any rounding moves it by √d/2 at most
-        in expectation and by √d at worst; `rounded` draws again above this."""
-        return -(-(self.norm + _root_up(self.run.elements) / 2) ** 2 // 1)
+        """Square of the L2 bound of an update after rounding, steps²: half of √d more than before, which a random
+        rounding keeps as a rule; `bounded` draws again where it does not."""
+        return ceil((self.norm + Fraction(_root_up(self.run.elements), 2)) ** 2)
 
     @property
     def total_variance(self) -> Fraction:
@@ -100,8 +104,8 @@ class NoisePlan:
         """σ² of the noise that the aggregator adds (0 where workers do), steps²."""
         return Fraction(-(-self.total_variance // 1)) if self.privacy.mechanism == "central" else Fraction(0)
 
-    def cost(self, survivors: int) -> Cost:
-        """Return what one sum of so many survivors costs: less, the more of them brought noise.
+    def rho(self, survivors: int) -> float:
+        """Return ρ of one sum of so many survivors: less, the more of them brought noise.
 
         Raises:
             SettingsError: `dp-plan`: fewer survivors than the run admits.
@@ -110,10 +114,13 @@ class NoisePlan:
             raise _unfit("fewer survivors than min_survivors: the noise would be too little")
         delta = sqrt(self.bound2) * (1 + 1e-9)
         if self.privacy.mechanism == "central":
-            return concentrated(discrete_gaussian_rho(delta, float(self.central_variance)))
+            return discrete_gaussian_rho(delta, float(self.central_variance))
         honest = survivors - self.privacy.colluding
-        rho = sum_of_gaussians_rho(delta, float(self.share_variance), honest, self.run.elements)
-        return concentrated(rho)
+        return sum_of_gaussians_rho(delta, float(self.share_variance), honest, self.run.elements)
+
+    def cost(self, survivors: int) -> Cost:
+        """Return what one sum of so many survivors costs. Raises: as `rho`."""
+        return concentrated(self.rho(survivors))
 
     def rounds(self) -> int:
         """Return how many rounds the budget admits at worst: with as few survivors as may be."""
