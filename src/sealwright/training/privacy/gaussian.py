@@ -59,7 +59,8 @@ def _discrete_laplace(t: int, count: int, source: Source) -> Ints:
     size = u + t * _geometric(u.size, source)
     negative = (np.frombuffer(source(size.size), dtype=np.uint8) & 1).astype(bool)
     kept = ~(negative & (size == 0))  # else zero would count twice
-    return np.where(negative, -size, size)[kept]
+    signed: Ints = np.where(negative, -size, size)[kept]
+    return signed
 
 
 def _geometric(count: int, source: Source) -> Ints:

@@ -26,7 +26,7 @@ from sealwright.training.privacy.entries import (
     empty_ledger,
     malformed,
 )
-from sealwright.training.privacy.spec import NoisePlan
+from sealwright.training.privacy.spec import NoisePlan, unfit
 
 MAX_LEDGER = 1 << 20  # bytes
 
@@ -95,6 +95,9 @@ class PrivacyLedger:
             SettingsError: `dp-plan`: too few survivors, or a budget other than the plan's.
             As `charge`.
         """
+        wanted, given = plan.privacy, self._budget
+        if (wanted.epsilon, wanted.delta) != (given.epsilon, given.delta):
+            raise unfit("the privacy specification has another budget than the ledger")
         return self.charge(round_entry(plan, round_number=round_number, roster=roster, survivors=survivors))
 
     def spent(self) -> Spent:

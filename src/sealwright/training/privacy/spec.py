@@ -61,17 +61,17 @@ class NoisePlan:
     def __init__(self, privacy: PrivacySpec, run: RunSpec) -> None:
         """Check that both fit; see the class."""
         if privacy.run_spec != run.digest():
-            raise _unfit("the privacy specification names another run specification")
+            raise unfit("the privacy specification names another run specification")
         if run.max_weight != 1:
-            raise _unfit(
+            raise unfit(
                 "max_weight is not 1: weights would be in the sum without noise, and raise its sensitivity"
             )
         self.privacy, self.run = privacy, run
         self.honest = run.min_survivors - privacy.colluding
         if self.honest < 1:
-            raise _unfit("as many colluding workers as survivors: nobody's noise can be counted on")
+            raise unfit("as many colluding workers as survivors: nobody's noise can be counted on")
         if privacy.mechanism == "central" and run.mode == "masked":
-            raise _unfit(
+            raise unfit(
                 "central noise is added in a TEE: in mode masked the coordinator sees the sum before it"
             )
         self._check_room()
@@ -111,7 +111,7 @@ class NoisePlan:
             SettingsError: `dp-plan`: fewer survivors than the run admits.
         """
         if survivors < self.run.min_survivors:
-            raise _unfit("fewer survivors than min_survivors: the noise would be too little")
+            raise unfit("fewer survivors than min_survivors: the noise would be too little")
         delta = sqrt(self.bound2) * (1 + 1e-9)
         if self.privacy.mechanism == "central":
             return discrete_gaussian_rho(delta, float(self.central_variance))
@@ -136,9 +136,9 @@ class NoisePlan:
         # sums are held to `survivors` · steps, so each worker's number with its noise to `steps`
         noise = isqrt(int(max(self.share_variance, self.central_variance / self.run.min_survivors))) + 1
         if isqrt(self.bound2) + 1 + TAIL * noise > self.run.steps:
-            raise _unfit("no room for noise: take a larger clip, or a smaller norm or noise_multiplier")
+            raise unfit("no room for noise: take a larger clip, or a smaller norm or noise_multiplier")
         if self.share_variance and self.share_variance < 1:
-            raise _unfit("noise under one step: take a smaller clip")
+            raise unfit("noise under one step: take a smaller clip")
 
 
 def _root_up(value: int) -> int:
@@ -146,5 +146,6 @@ def _root_up(value: int) -> int:
     return root if root * root == value else root + 1
 
 
-def _unfit(what: str) -> SettingsError:
+def unfit(what: str) -> SettingsError:
+    """Return the error for a specification that does not fit."""
     return SettingsError(what, code="dp-plan", stage="dp")
