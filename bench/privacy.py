@@ -147,7 +147,13 @@ def measure() -> dict[str, Any]:
         for name in ("digits", "breast_cancer")
     }
     inference = {str(noise): membership(noise) for noise in (None, "1", "4")}
-    return {"workers": WORKERS, "hostile": HOSTILE, "rounds": ROUNDS, "poisoning": poisoning, "membership": inference}
+    return {
+        "workers": WORKERS,
+        "hostile": HOSTILE,
+        "rounds": ROUNDS,
+        "poisoning": poisoning,
+        "membership": inference,
+    }
 
 
 def main() -> None:

@@ -45,7 +45,13 @@ def plan(run: RunSpec | None = None, **changes: object) -> NoisePlan:
 
 def entry(number: int, rho: str = "0.05") -> Entry:
     return Entry(
-        mechanism="distributed", first_round=number, rounds=1, sampling="none", sampling_rate="1", rho=rho, dropouts=0
+        mechanism="distributed",
+        first_round=number,
+        rounds=1,
+        sampling="none",
+        sampling_rate="1",
+        rho=rho,
+        dropouts=0,
     )
 
 
@@ -156,7 +162,11 @@ def test_our_bound_is_above_and_near_that_of_an_independent_accountant(
 
 
 def test_sampling_of_any_mechanism_costs_more_than_of_the_gaussian_and_less_than_all() -> None:
-    assert gaussian(2, 0.1).epsilon(1e-5) <= sampled(0.125, 0.1).epsilon(1e-5) <= concentrated(0.125).epsilon(1e-5)
+    assert (
+        gaussian(2, 0.1).epsilon(1e-5)
+        <= sampled(0.125, 0.1).epsilon(1e-5)
+        <= concentrated(0.125).epsilon(1e-5)
+    )
     assert nothing().epsilon(0.5) == 0
 
 
