@@ -241,3 +241,21 @@ def test_a_round_is_charged_with_its_dropouts(tmp_path: Path) -> None:
     assert caught.value.code == "dp-plan"
     with pytest.raises(SealwrightError, match="another budget"):
         ledger.charge_round(plan(epsilon="8"), round_number=2, roster=9, survivors=7)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rho": "0"},
+        {"rho": None},
+        {"sampling_rate": "0.5"},
+        {"mechanism": "dp-sgd", "rho": None, "noise_multiplier": "1"},
+    ],
+)
+def test_an_entry_that_costs_nothing_or_does_not_fit_is_refused(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
+    ledger = PrivacyLedger(tmp_path / "l", BUDGET, pinned=None)
+    with pytest.raises(SealwrightError) as caught:
+        ledger.charge(entry(1).model_copy(update=changes))
+    assert caught.value.code == "ledger-malformed"

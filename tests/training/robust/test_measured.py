@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from bench.privacy import defences, membership, poisoned
 
 pytest.importorskip("sklearn")

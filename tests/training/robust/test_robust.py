@@ -76,7 +76,8 @@ def test_two_hostile_updates_of_nine_do_not_leave_the_honest_range(seed: int, va
     updates = [*honest, np.full(5, value), np.full(5, value)]
     low, high = np.min(honest, axis=0), np.max(honest, axis=0)
     for mean in (median(updates), trimmed_mean(updates, 2)):
-        assert (mean >= low - 1e-9).all() and (mean <= high + 1e-9).all()
+        assert (mean >= low - 1e-9).all()
+        assert (mean <= high + 1e-9).all()
 
 
 def test_multi_krum_leaves_out_those_far_away() -> None:

@@ -45,9 +45,9 @@ class Entry(Record):
             if not float(self.noise_multiplier):
                 raise malformed("no noise")
             return gaussian(float(self.noise_multiplier), rate).times(self.rounds)
-        if self.mechanism != "dp-sgd" and self.rho and self.noise_multiplier is None:
+        if self.mechanism != "dp-sgd" and self.rho and float(self.rho) and self.noise_multiplier is None:
             return sampled(float(self.rho), rate).times(self.rounds)
-        raise malformed("rho is for sums, noise_multiplier for dp-sgd")
+        raise malformed("rho over 0 is for sums, noise_multiplier for dp-sgd")
 
 
 class Spent(Record):
