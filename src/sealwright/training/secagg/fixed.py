@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from sealwright.errors import MessageFormatError, VerificationError
 from sealwright.training.secagg.spec import RunSpec
 
 Residues = NDArray[np.uint32]
+Encoder = Callable[[NDArray[Any], int, RunSpec, Residues], None]  # writes elements + 1 residues
 BLOCK = 1 << 18  # numbers encoded at a time: their float64 copies stay in the cache
 
 

@@ -17,7 +17,7 @@ from sealwright.crypto.encoding import digest
 from sealwright.crypto.statement import ed25519
 from sealwright.errors import VerificationError
 from sealwright.training.secagg.enrol import NONCE_BYTES, Enrolment, PairSecret, WorkerKeys, refused
-from sealwright.training.secagg.fixed import encode_update
+from sealwright.training.secagg.fixed import Encoder, encode_update
 from sealwright.training.secagg.graph import Graph, check_enough
 from sealwright.training.secagg.messages import (
     Hello,
@@ -136,13 +136,22 @@ class Worker:
         """
         self._begin(Opening.opened(opening, self._spec))
 
-    def mask(self, opening: bytes, update: NDArray[Any], weight: int, *, threads: int = 1) -> bytearray:
+    def mask(
+        self,
+        opening: bytes,
+        update: NDArray[Any],
+        weight: int,
+        *,
+        threads: int = 1,
+        encode: Encoder = encode_update,
+    ) -> bytearray:
         """Return the masked update for a round.
 
         Args:
             opening: of the round, countersigned (DSSE).
             update: numbers within ±clip, `elements` of them.
             weight: integer.
+            encode: writes the residues: another than `encode_update` where noise is added before the masks.
 
         Raises:
             MessageFormatError: malformed; `update-length`, `update-out-of-range`.
@@ -150,7 +159,7 @@ class Worker:
         """
         message = bytearray(4 * (self._spec.elements + 1))
         residues = residues_of(message)
-        encode_update(update, weight, self._spec, residues)
+        encode(update, weight, self._spec, residues)
         begun = self._begin(Opening.opened(opening, self._spec))
         # From here on the nonce is spent, whatever happens: a round is never masked twice.
         self._seen, self._round = begun.roster.round, begun

@@ -1,0 +1,1 @@
+"""Differential privacy of training: exact noise, accounting, a ledger. Spec: docs/spec/privacy.md."""
