@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from tests.broker.support import Enclave, Kbs
+from tests.broker.support import CODE, Enclave, Kbs
 from tests.training.world import NOW, ROWS, Site, Worker, later, plan, site
 
 from sealwright.broker.data import DataKeys
@@ -268,6 +268,12 @@ def test_evidence_is_judged_again_and_ends(one: Site) -> None:
     one.released(1)
     one.world.clock.forward(hours=1)
     assert refused(lambda: one.released(2)) == ("session", "session-expired")
+
+
+def test_a_canary_does_not_train(one: Site) -> None:
+    canary = {"code": [CODE.hex()], "leases": 1}
+    one.running.admin.set_policy("shard-a", one.world.policy(version=2, canary=canary))
+    assert refused(one.enrol) == ("key", "canary-not-training")
 
 
 def _software(one: Site, **changes: Any) -> dict[str, Any]:
