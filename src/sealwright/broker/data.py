@@ -213,7 +213,13 @@ class DataKeys:
         return policy, key, appraisal
 
     def _appraised(self, evidence: WorkerEvidence, row: KeyRow, now: Time) -> Appraisal:
-        return appraise_worker(evidence, row.policy, appraise=self._core.appraise, at=now)
+        found = appraise_worker(evidence, row.policy, appraise=self._core.appraise, at=now)
+        canary = row.policy.canary
+        if canary is not None and found.code in canary.code:
+            # Its limit counts leases, which workers of training have none of.
+            text = f"the policy of {row.kid} admits this build as a canary: not for training"
+            raise not_allowed(text, "canary-not-training", "key")
+        return found
 
     def _result(
         self, evidence: WorkerEvidence, policies: Sequence[bytes], appraisals: Sequence[Appraisal], now: Time

@@ -192,7 +192,11 @@ def check_allowed(
             "training-code-not-allowed",
             "the policy does not list this training code",
         ),
-        (request.purpose == policy.purpose, "purpose-not-allowed", f"it allows {policy.purpose!r} alone"),
+        (
+            request.purpose == policy.purpose,
+            "data-purpose-not-allowed",
+            f"it allows {policy.purpose!r} alone",
+        ),
         (
             measurement in policy.measurements,
             "data-measurement-not-allowed",

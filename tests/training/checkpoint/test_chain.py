@@ -352,7 +352,7 @@ GRANTS: list[tuple[dict[str, Any], str, str]] = [
     ({"manifest_digest": bytes(32)}, "data-policy", "shard-swapped"),
     ({"run": bytes(32)}, "data-policy", "run-not-allowed"),
     ({"code": bytes(32)}, "data-policy", "training-code-not-allowed"),
-    ({"purpose": "advertising"}, "data-policy", "purpose-not-allowed"),
+    ({"purpose": "advertising"}, "data-policy", "data-purpose-not-allowed"),
     ({"rows": ROWS + 1}, "data-policy", "rows-over-shard"),
     ({"epoch": 1}, "budget", "epoch-spent"),
     ({"spent": Budget(epochs=4, rows=20)}, "budget", "epochs-over-budget"),
@@ -404,7 +404,7 @@ def test_policies_of_another_run_or_time_are_refused(tmp_path: Path) -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         ({"run": bytes(32)}, "run-not-allowed"),
         ({"code": [bytes(32)]}, "training-code-not-allowed"),
-        ({"purpose": "advertising"}, "purpose-not-allowed"),
+        ({"purpose": "advertising"}, "data-purpose-not-allowed"),
         ({"expires": NOW + timedelta(seconds=90)}, "policy-expired"),
         ({"created": NOW + timedelta(days=1)}, "policy-not-yet"),
     ]

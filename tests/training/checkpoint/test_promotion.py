@@ -96,7 +96,7 @@ def test_a_promotion_is_of_one_checkpoint_and_its_gate(honest: Run, changes: dic
     made = Promotion.model_validate(promotion(newest, at=LATER).model_dump() | changes)
     assert refused(lambda: verify_promotion(made.sign(ONE), newest, trust(honest, ONE), at=LATER)) == (
         "promotion",
-        "checkpoint-promotion-mismatch",
+        "checkpoint-promotion",
     )
 
 

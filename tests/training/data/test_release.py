@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from tests.broker.support import Enclave, Kbs
+from tests.broker.support import CODE, Enclave, Kbs
 from tests.training.world import NOW, ROWS, Site, Worker, later, plan, site
 
 from sealwright.broker.data import DataKeys
@@ -57,7 +57,7 @@ def test_a_worker_gets_the_key_within_the_budget(one: Site) -> None:
         ({"policy": bytes(32)}, "data-policy-mismatch"),
         ({"manifest_digest": bytes(32)}, "shard-swapped"),
         ({"code": bytes(32)}, "training-code-not-allowed"),
-        ({"purpose": "advertising"}, "purpose-not-allowed"),
+        ({"purpose": "advertising"}, "data-purpose-not-allowed"),
         ({"rows": ROWS + 1}, "rows-over-shard"),
         ({"kid": "weights"}, "run-not-allowed"),
     ],
@@ -78,7 +78,7 @@ def test_a_request_outside_the_policy_is_refused_and_costs_nothing(
         ({"measurements": [bytes(32)]}, "data-measurement-not-allowed"),
         ({"configs": [bytes(32)]}, "data-config-not-allowed"),
         ({"code": [bytes(32)]}, "training-code-not-allowed"),
-        ({"purpose": "another"}, "purpose-not-allowed"),
+        ({"purpose": "another"}, "data-purpose-not-allowed"),
     ],
 )
 def test_a_policy_for_something_else_allows_nothing(
@@ -270,6 +270,12 @@ def test_evidence_is_judged_again_and_ends(one: Site) -> None:
     assert refused(lambda: one.released(2)) == ("session", "session-expired")
 
 
+def test_a_canary_does_not_train(one: Site) -> None:
+    canary = {"code": [CODE.hex()], "leases": 1}
+    one.running.admin.set_policy("shard-a", one.world.policy(version=2, canary=canary))
+    assert refused(one.enrol) == ("key", "canary-not-training")
+
+
 def _software(one: Site, **changes: Any) -> dict[str, Any]:
     import json
 
@@ -336,7 +342,7 @@ def test_every_decision_is_logged_with_its_reason(one: Site) -> None:
     one.released(1)
     refused(lambda: one.ask(one.request(2, purpose="advertising")))
     newest, before = one.running.admin.decisions(2)
-    assert (newest["action"], newest["code"]) == ("data-release", "purpose-not-allowed")
+    assert (newest["action"], newest["code"]) == ("data-release", "data-purpose-not-allowed")
     assert (before["action"], before["verdict"], before["rows"]) == ("data-release", "grant", ROWS)
 
 

@@ -77,7 +77,7 @@ def test_a_refusal_has_its_code_and_no_reason(one: Site) -> None:
     enrolment = enrolled(one, client)
     with pytest.raises(AppraisalError) as caught:
         client.release(asked(one, purpose="other"), one.worker.receipt, one.worker.tee, enrolment)
-    assert (caught.value.stage, caught.value.code) == ("broker", "purpose-not-allowed")
+    assert (caught.value.stage, caught.value.code) == ("broker", "data-purpose-not-allowed")
     body = asked(one, 1, purpose="other").sign(one.worker.receipt)
     answer = wire("POST", f"{TRAINING_PATH}/data", body)
     assert b"triage" not in answer.body

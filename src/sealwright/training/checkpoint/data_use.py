@@ -137,7 +137,11 @@ def _policy(
             "training-code-not-allowed",
             f"{about} does not list the training code",
         ),
-        (plan.purpose == policy.purpose, "purpose-not-allowed", f"{about} allows {policy.purpose!r} alone"),
+        (
+            plan.purpose == policy.purpose,
+            "data-purpose-not-allowed",
+            f"{about} allows {policy.purpose!r} alone",
+        ),
     )
     require(checks, "data-policy")
     return policy

@@ -106,14 +106,12 @@ def verify_promotion(
     wanted = (about.predicate.lineage, checkpoint.version, about.digest(), about.predicate.run)
     if (said.lineage, said.version, said.checkpoint, said.run) != wanted or said.gate != checkpoint.plan.gate:
         raise VerificationError(
-            "the promotion is of another checkpoint or gate",
-            code="checkpoint-promotion-mismatch",
-            stage="promotion",
+            "the promotion is of another checkpoint or gate", code="checkpoint-promotion", stage="promotion"
         )
     if not about.predicate.created - SKEW <= said.approved <= at + SKEW:
         raise VerificationError(
             "it was approved before it was made, or in the future",
-            code="checkpoint-promotion-mismatch",
+            code="checkpoint-promotion",
             stage="promotion",
         )
     check_gate(checkpoint.plan, about.predicate.metrics)
