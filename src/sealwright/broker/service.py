@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,12 +23,14 @@ from sealwright.broker.clock import Clock, SteadyClock, utc_now
 from sealwright.broker.core import Appraiser, Core
 from sealwright.broker.erasure import erase_again
 from sealwright.broker.erasure_routes import erasure_routes
+from sealwright.broker.gauges import Gauges
 from sealwright.broker.guest import Guests
 from sealwright.broker.guest_routes import guest_routes
 from sealwright.broker.holders import FileHolder, Holders, parse_witness
 from sealwright.broker.http import Guard, Journalist, RateLimit
 from sealwright.broker.journal import Journal
 from sealwright.broker.ledger import Ledger
+from sealwright.broker.metrics import Metrics
 from sealwright.broker.resources import Resources
 from sealwright.broker.routes import kbs_routes, public_routes
 from sealwright.broker.rows import BrokerRow
@@ -58,6 +60,7 @@ class Running:
     backends: BackendAdmin
     journal: Journal
     fetch: Fetch
+    metrics: Metrics
     supply: Callable[[Callable[..., None]], Supply] | None = (
         None  # of a log; None: collateral comes with evidence
     )
@@ -81,7 +84,8 @@ class Running:
             *([] if supply is None else supply.routes()),
         ]
         lifespan = None if supply is None else lambda _: supply.running()
-        return Guard(Router(routes=routes, lifespan=lifespan), rate=RateLimit(monotonic), log=told)
+        router = Router(routes=routes, lifespan=lifespan)
+        return Guard(router, rate=RateLimit(monotonic), log=told, count=self.metrics.answered)
 
 
 def init_broker(
@@ -136,6 +140,8 @@ def open_broker(
     shared: Shared | None = None,
     site: str | None = None,
     promotion: bytes | None = None,
+    metrics: Metrics | None = None,
+    observers: Sequence[Callable[[Mapping[str, object]], None]] = (),
 ) -> Iterator[Running]:
     """Open a broker's directory, checked against its log and, if given, the holder file.
 
@@ -154,6 +160,8 @@ def open_broker(
         shared: the database of several replicas; it wants a holder. None: all lies in the directory.
         site: where this is, if the state says which site writes.
         promotion: approvers' statement that this site writes from now on.
+        metrics: what counts; default: counts of its own.
+        observers: told of each decision once it is on its way into the log; they must not wait or raise.
 
     Raises:
         SettingsError: keys are missing or exposed. VerificationError, CollateralError:
@@ -202,6 +210,9 @@ def open_broker(
                 promote(state, secrets.root_public, site, promotion)
             check_site(state, site)
             erase_again(state)
+        metrics = Metrics() if metrics is None else metrics
+        metrics.look_with(Gauges(core))
+        state.observers += [metrics.decided, *observers]
         sessions, admin = Sessions(random, keeper=storage.sessions), Admin(core)
         yield Running(
             core=core,
@@ -212,6 +223,7 @@ def open_broker(
             backends=start_backends(core, backends or layout.backends, approve),
             journal=Journal(core),
             fetch=storage.fetch,
+            metrics=metrics,
             supply=None if cache is None else partial(Supply, cache, supply or SupplySettings()),
         )
 
