@@ -31,6 +31,7 @@ from sealwright.broker.http import Guard, Journalist, RateLimit
 from sealwright.broker.journal import Journal
 from sealwright.broker.ledger import Ledger
 from sealwright.broker.metrics import Metrics
+from sealwright.broker.openapi import openapi_route
 from sealwright.broker.resources import Resources
 from sealwright.broker.routes import kbs_routes, public_routes
 from sealwright.broker.rows import BrokerRow
@@ -76,6 +77,7 @@ class Running:
         told = Journalist() if log is None else log
         supply = None if self.supply is None else self.supply(told)
         routes = [
+            openapi_route(),
             *guest_routes(self.resources, self.core.secrets),
             *kbs_routes(self.broker, self.guests, self.core, supply),
             *public_routes(self.core, self.journal, self.fetch, monotonic=monotonic),
