@@ -20,6 +20,7 @@ RATE_PER_S = 400.0  # requests of one peer address, on average
 BURST = 800.0
 MAX_PEERS = 4096  # addresses remembered
 BODY_S = 30.0  # seconds for a whole body
+_METHODS = frozenset({"DELETE", "GET", "HEAD", "POST"})
 
 
 async def read_body(request: Request, limit: int, *, seconds: float = BODY_S) -> bytes:
@@ -80,8 +81,16 @@ class Journalist:
 class Guard:
     """The outermost ASGI layer: rate limit, errors to answers, one line in the log."""
 
-    def __init__(self, app: ASGIApp, *, rate: RateLimit, log: Callable[..., None]) -> None:
-        self._app, self._rate, self._log = app, rate, log
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        rate: RateLimit,
+        log: Callable[..., None],
+        count: Callable[[str, int, str | None, float], None] = lambda *_: None,
+    ) -> None:
+        """Args: count: takes route, status, code and seconds of each answer."""
+        self._app, self._rate, self._log, self._count = app, rate, log, count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -98,8 +107,10 @@ class Guard:
 
         code = await self._answer(scope, receive, tell, told)
         fields: dict[str, object] = {"method": scope["method"], "path": scope["path"][:256], **told}
-        fields["ms"] = round((time.monotonic() - started) * 1000, 1)
+        took = time.monotonic() - started
+        fields["ms"] = round(took * 1000, 1)
         self._log("request", **fields, **({"code": code} if code else {}))
+        self._count(_route_of(scope), told["status"], code, took)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, told: dict[str, int]) -> str | None:
         path = scope["path"]
@@ -118,3 +129,10 @@ class Guard:
                 await problem(500, "internal-error", kbs=path.startswith("/kbs/"))(scope, receive, send)
             return f"internal-error:{type(error).__name__}"
         return None
+
+
+def _route_of(scope: Scope) -> str:
+    """Return method and template of the path that was asked, or `other`: nobody can make up more of them."""
+    path = getattr(scope.get("route"), "path", None)
+    method = scope["method"]
+    return f"{method} {path}" if isinstance(path, str) and method in _METHODS else "other"

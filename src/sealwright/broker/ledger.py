@@ -6,6 +6,7 @@ Spec: docs/spec/broker-state.md, Decisions.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -111,6 +112,7 @@ class Ledger:
         self._holders.hold(head, new=new_holder)
         self._check_time()
         self._seen = head.checkpoint
+        self.held_at = time.monotonic()  # when holders last took a checkpoint; seconds
 
     @property
     def size(self) -> int:
@@ -179,7 +181,7 @@ class Ledger:
                 head.continues(self._seen)
                 self._holders.hold(head)
                 self._check_time()
-                self._seen = head.checkpoint
+                self._seen, self.held_at = head.checkpoint, time.monotonic()
             else:  # another thread settled under a later checkpoint meanwhile
                 latest = Head(note=b"", checkpoint=self._seen, fetch=self._fetch)
                 latest.continues(head.checkpoint)

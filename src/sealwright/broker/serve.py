@@ -5,17 +5,24 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import uvicorn
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
+from sealwright.broker.metrics import CONTENT_TYPE, Metrics
 from sealwright.errors import SettingsError, UnavailableError
 
 GRACE_S = 5  # for requests under way
 MAX_CONNECTIONS = 512
 KEEP_ALIVE_S = 5  # an idle connection
+METRICS_CONNECTIONS = 16
 
 
 class _Server(uvicorn.Server):
@@ -73,3 +80,36 @@ def serve(app: ASGIApp, sock: socket.socket, log: Callable[..., None]) -> None:
     )
     _Server(config).run(sockets=[sock])
     log("stopped")
+
+
+def metrics_app(metrics: Metrics) -> ASGIApp:
+    """Return the application of the metrics' own address: `GET /metrics`, nothing else."""
+
+    async def get(_request: Request) -> Response:
+        return Response(await run_in_threadpool(metrics.text), media_type=CONTENT_TYPE)
+
+    return Router(routes=[Route("/metrics", get, methods=["GET"])])
+
+
+@contextmanager
+def metrics_served(metrics: Metrics, sock: socket.socket) -> Iterator[None]:
+    """Serve metrics on an address of their own while the block runs."""
+    config = uvicorn.Config(
+        metrics_app(metrics),
+        access_log=False,
+        log_config=None,
+        lifespan="off",
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=METRICS_CONNECTIONS,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=1,
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, name="metrics", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        thread.join(GRACE_S)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +25,7 @@ from sealwright.broker.data import DataKeys
 from sealwright.broker.data_routes import data_routes
 from sealwright.broker.erasure import erase_again
 from sealwright.broker.erasure_routes import erasure_routes
+from sealwright.broker.gauges import Gauges
 from sealwright.broker.guest import Guests
 from sealwright.broker.guest_routes import guest_routes
 from sealwright.broker.holders import FileHolder, Holders, parse_witness
@@ -33,7 +34,9 @@ from sealwright.broker.journal import Journal
 from sealwright.broker.ledger import Ledger
 from sealwright.broker.life import Life
 from sealwright.broker.life_routes import life_routes
+from sealwright.broker.metrics import Metrics
 from sealwright.broker.notices import Notices, notice_routes
+from sealwright.broker.openapi import openapi_route
 from sealwright.broker.resources import Resources
 from sealwright.broker.routes import kbs_routes, public_routes
 from sealwright.broker.rows import BrokerRow
@@ -65,6 +68,7 @@ class Running:
     journal: Journal
     data: DataKeys
     fetch: Fetch
+    metrics: Metrics
     supply: Callable[[Callable[..., None]], Supply] | None = (
         None  # of a log; None: collateral comes with evidence
     )
@@ -82,6 +86,7 @@ class Running:
         told = Journalist() if log is None else log
         supply = None if self.supply is None else self.supply(told)
         routes = [
+            openapi_route(),
             *guest_routes(self.resources, self.core.secrets),
             *kbs_routes(self.broker, self.guests, self.core, supply),
             *public_routes(self.core, self.journal, self.fetch, monotonic=monotonic),
@@ -94,7 +99,8 @@ class Running:
             *self.more,
         ]
         lifespan = None if supply is None else lambda _: supply.running()
-        return Guard(Router(routes=routes, lifespan=lifespan), rate=RateLimit(monotonic), log=told)
+        router = Router(routes=routes, lifespan=lifespan)
+        return Guard(router, rate=RateLimit(monotonic), log=told, count=self.metrics.answered)
 
 
 def init_broker(
@@ -149,6 +155,8 @@ def open_broker(
     shared: Shared | None = None,
     site: str | None = None,
     promotion: bytes | None = None,
+    metrics: Metrics | None = None,
+    observers: Sequence[Callable[[Mapping[str, object]], None]] = (),
 ) -> Iterator[Running]:
     """Open a broker's directory, checked against its log and, if given, the holder file.
 
@@ -167,6 +175,8 @@ def open_broker(
         shared: the database of several replicas; it wants a holder. None: all lies in the directory.
         site: where this is, if the state says which site writes.
         promotion: approvers' statement that this site writes from now on.
+        metrics: what counts; default: counts of its own.
+        observers: told of each decision once it is on its way into the log; they must not wait or raise.
 
     Raises:
         SettingsError: keys are missing or exposed. VerificationError, CollateralError:
@@ -215,6 +225,9 @@ def open_broker(
                 promote(state, secrets.root_public, site, promotion)
             check_site(state, site)
             erase_again(state)
+        metrics = Metrics() if metrics is None else metrics
+        metrics.look_with(Gauges(core))
+        state.observers += [metrics.decided, *observers]
         sessions, admin = Sessions(random, keeper=storage.sessions), Admin(core)
         yield Running(
             core=core,
@@ -227,6 +240,7 @@ def open_broker(
             journal=Journal(core),
             data=DataKeys(core),
             fetch=storage.fetch,
+            metrics=metrics,
             supply=None if cache is None else partial(Supply, cache, supply or SupplySettings()),
         )
 

@@ -88,6 +88,9 @@ class State:
         """
         self.lock = threading.RLock()
         self.store, self.ledger = store, ledger
+        self.observers: list[
+            Callable[[Fields], None]
+        ] = []  # told of each decision; they must not wait or raise
         self._clock, self._begin = clock, begin
         self._unfinished: Unfinished | None = None
         self._parse: Parse = lru_cache(CACHED_ROWS)(_parse)
@@ -130,7 +133,9 @@ class State:
         at = self._not_before_last()
         entry = self._entry(fields, self._anchor.epoch, self._anchor.state_root, at)
         self._anchor = Anchor(epoch=self._anchor.epoch, state_root=self._anchor.state_root, at=at)
-        return self.ledger.submit(entry)
+        ticket = self.ledger.submit(entry)
+        self._tell(fields, at)
+        return ticket
 
     def change(self, view: View, changes: Changes, fields: Fields) -> None:
         """Record a decision and change rows with it: prepared, logged, committed.
@@ -152,6 +157,11 @@ class State:
             pending=pending, ticket=ticket, anchor=Anchor(epoch=epoch, state_root=root, at=now)
         )
         self._finish(self._unfinished)
+        self._tell(fields, now)
+
+    def _tell(self, fields: Fields, at: datetime) -> None:
+        for observer in self.observers:
+            observer({**fields, "at": rfc3339(at)})
 
     def _finish(self, unfinished: Unfinished) -> None:
         """Settle and apply a change; what of that was done before does no harm."""

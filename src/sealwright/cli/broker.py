@@ -14,6 +14,7 @@ from sealwright.cli import _broker_life, resource
 from sealwright.cli._admin import Broker, Json, TokenFile, ask, path_of, read_bytes, read_text
 from sealwright.cli._broker_backends import app as backend
 from sealwright.cli._broker_backup import backup, restore
+from sealwright.cli._broker_events import EventsSecret, EventsUrl, Metrics, events, watched
 from sealwright.cli._broker_options import DatabaseFile, Holder, Witnesses
 from sealwright.cli._broker_promotion import app as promotion_app
 from sealwright.cli._output import emit
@@ -66,6 +67,7 @@ app.command("usage-check")(_broker_life.usage_check)
 key.command("rotate")(_broker_life.key_rotate)
 key.command("switch")(_broker_life.key_switch)
 key.command("retire")(_broker_life.key_retire)
+app.command("events")(events)
 
 
 @app.command()
@@ -159,6 +161,9 @@ def serve(
         list[str] | None,
         typer.Option(metavar="NAME", help="Take this backend's changed settings as meant; once."),
     ] = None,
+    metrics: Metrics = None,
+    events_url: EventsUrl = None,
+    events_secret: EventsSecret = None,
     log_format: Annotated[str, typer.Option(help="text or json; one line a request, on stderr.")] = "text",
 ) -> None:
     """Serve enclaves and the administrator. Ends on SIGTERM or SIGINT."""
@@ -187,6 +192,7 @@ def serve(
         "promotion": None if promotion is None else read_bytes(promotion),
     }
     with ExitStack() as stack:
+        options |= watched(stack, directory, metrics, events_url, events_secret, log)
         if database is None:
             running = stack.enter_context(_with_training(open_broker(directory, **options)))
             serving, root = running.app(log=log), running.core.secrets.root_public
