@@ -27,8 +27,12 @@ from sealwright.broker.admin_routes import (
     NewOwner,
     NewPolicy,
 )
+from sealwright.broker.data_routes import EnrolRequest, NewDataPolicy
 from sealwright.broker.erasure_routes import EraseRequest
 from sealwright.broker.guest_routes import NewDefault, NewResource, TrusteePolicy
+from sealwright.broker.life_routes import NamedBudget, NewMachines, Retire, Revoke, SetBudget
+from sealwright.broker.notices import PATH as NOTICES
+from sealwright.broker.notices import NoticeRequest
 from sealwright.protocol.kbs import (
     SESSION_COOKIE,
     AttestRequest,
@@ -37,6 +41,7 @@ from sealwright.protocol.kbs import (
     LeaseRequest,
 )
 from sealwright.protocol.kbs_guest import GuestAttestRequest
+from sealwright.protocol.training_data import TRAINING_PATH
 
 PATH = "/openapi.json"
 JSON, TEXT, OCTETS, PROBLEM = (
@@ -120,6 +125,26 @@ OPERATIONS = (
     _admin("GET", "/guest-policies", "Default policies of guests."),
     _admin("POST", "/guest-policies/{tenant}", "Set a tenant's default policy.", NewDefault),
     _admin("POST", "/erase", "Forget the openings of entries.", EraseRequest),
+    _open("POST", NOTICES, "Wait for what may end a lease; a hint only.", bodies=(NoticeRequest,)),
+    _admin("POST", "/keys/{kid}/rotate", "Make its next generation."),
+    _admin("POST", "/keys/{kid}/switch", "Make the next generation the current one."),
+    _admin("POST", "/keys/{kid}/retire", "Forget a generation.", Retire),
+    _admin("GET", "/revocations", "Revocations."),
+    _admin("POST", "/revocations", "Revoke a tenant, enclave, config, manifest, measurement, CPU or TCB.", Revoke),
+    _admin("POST", "/revocations/undo", "Take a revocation back.", Revoke),
+    _admin("POST", "/budgets", "Set the budget of a key or tenant.", SetBudget),
+    _admin("POST", "/budgets/remove", "Remove one.", NamedBudget),
+    _admin("GET", "/budgets/{scope}/{name}", "A budget, and what is spent of it."),
+    _admin("GET", "/machines", "Lists of machines by region."),
+    _admin("POST", "/machines", "Add an operator's list.", NewMachines),
+    _admin("GET", "/usage/{tenant}/{month}", "What a tenant used, signed."),
+    _admin("GET", "/usage/{tenant}/{month}/items", "The decisions that were counted."),
+    _open("POST", f"{TRAINING_PATH}/nonce", "A nonce for a worker's evidence."),
+    _open("POST", f"{TRAINING_PATH}/enrol", "Appraise a worker; answers an EAR.", bodies=(EnrolRequest,)),
+    _open("POST", f"{TRAINING_PATH}/data", "A shard's key for one epoch, for a signed request.", raw=True),
+    _open("POST", f"{TRAINING_PATH}/checkpoints", "Log a signed checkpoint as its lineage's newest.", raw=True, answer=TEXT),
+    _open("GET", f"{TRAINING_PATH}/lineages/{{lineage}}", "A lineage's newest checkpoint."),
+    _admin("POST", "/data-policies", "Put an owner's data policy in force.", NewDataPolicy),
 )  # fmt: skip
 
 

@@ -12,12 +12,11 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from joserfc.jwk import ECKey
 
-from sealwright.appraisal.ear import verify_ear
 from sealwright.crypto.canonical import canonical, parse_json
-from sealwright.crypto.encoding import b64url, b64url_decode, hex_decode
+from sealwright.crypto.encoding import b64url_decode, hex_decode
 from sealwright.crypto.hpke import HpkePrivateKey
+from sealwright.crypto.statement import ed25519
 from sealwright.errors import (
     AppraisalError,
     AppraisalFailure,
@@ -28,6 +27,7 @@ from sealwright.errors import (
 from sealwright.protocol.lease import BrokerKeys, verify_broker_keys
 from sealwright.protocol.training_data import TRAINING_PATH, DataRequest
 from sealwright.protocol.worker import WorkerEvidence
+from sealwright.training.checkpoint.attested import issued_at, verified_result
 from sealwright.training.data.shard import Released, open_release
 
 _MAX_ANSWER = 1 << 20  # bytes
@@ -55,6 +55,7 @@ class Enrolment:
 
     evidence: WorkerEvidence
     result: str  # EAR, compact JWT
+    issued: datetime  # when the broker issued it
     broker_keys: BrokerKeys
     broker_keys_envelope: bytes  # DSSE
 
@@ -68,13 +69,13 @@ class TrainingBroker:
         self._nonces: set[bytes] = set()
 
     def enrol(
-        self, make: Callable[[bytes], WorkerEvidence], kids: Sequence[str], *, at: datetime
+        self, make: Callable[[bytes], WorkerEvidence], kids: Sequence[str], *, at: datetime | None
     ) -> Enrolment:
         """Return the broker's result about evidence that `make` makes over its nonce.
 
         Args:
             kids: keys that the worker will ask for, and the checkpoint's.
-            at: the worker's time.
+            at: the worker's time; none: it knows none yet, and the result's time of issue is taken.
 
         Raises:
             AppraisalError: refused. VerificationError: not this broker, or a nonce that was used. UnavailableError.
@@ -88,12 +89,13 @@ class TrainingBroker:
         body = json.dumps({"evidence": evidence.to_json(), "kids": list(kids)}).encode()
         said = self._json("POST", "/enrol", body)
         envelope = canonical(said.get("broker_keys"))
-        keys = verify_broker_keys(envelope, [self._root], at=at)
         token = _text(said, "token")
-        ear = verify_ear(token, ECKey.import_key(keys.ear_key.to_json()), at=None)
-        if ear.claims.get("eat_nonce") != b64url(nonce):
-            raise VerificationError("the result is of another session", code="ear-mismatch", stage="attest")
-        return Enrolment(evidence=evidence, result=token, broker_keys=keys, broker_keys_envelope=envelope)
+        keys = BrokerKeys.verify(envelope, [ed25519(self._root)], stage="broker")
+        issued = issued_at(verified_result(token.encode(), evidence, keys))
+        verify_broker_keys(envelope, [self._root], at=at or issued)
+        return Enrolment(
+            evidence=evidence, result=token, issued=issued, broker_keys=keys, broker_keys_envelope=envelope
+        )
 
     def release(
         self, request: DataRequest, sign: Ed25519PrivateKey, tee: HpkePrivateKey, enrolment: Enrolment

@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from sealwright.crypto.document import Digest, Document
-from sealwright.errors import SealwrightError
+from sealwright.errors import SealwrightError, UnavailableError
+from sealwright.protocol.training_data import TRAINING_PATH
 from sealwright.training.agent.wire import AgentClient, Call
 from sealwright.training.countersign import FarCountersign
 from sealwright.training.drive import Driver, Transport
@@ -94,24 +95,23 @@ def http_call(url: str) -> Callable[[Call], Call]:
     """Return what calls the countersigner of a broker. It is believed by its signatures, not by where it is."""
     import httpx2
 
-    from sealwright.training.agent.broker import TrainingBroker
-
     client = httpx2.Client(base_url=url, timeout=60, trust_env=False)
 
-    def ask(method: str, path: str, body: bytes, kind: str) -> tuple[int, bytes]:
+    def call(asked: Call) -> Call:
         try:
-            answer = client.request(method, path, content=body, headers={"content-type": kind})
+            answer = client.post(f"{TRAINING_PATH}/countersign", content=asked.encode())
         except httpx2.HTTPError as exc:
-            raise _unreachable(exc) from exc
-        return answer.status_code, answer.content
+            raise _unreachable(type(exc).__name__) from exc
+        if answer.status_code != 200:
+            raise _unreachable(str(answer.status_code))
+        return Call.parse(answer.content)
 
-    broker = TrainingBroker(ask)
-    return lambda call: Call.parse(broker.countersign(call.encode()))
+    return call
 
 
-def _unreachable(exc: Exception) -> SealwrightError:
-    from sealwright.errors import UnavailableError
-
+def _unreachable(why: str) -> UnavailableError:
     return UnavailableError(
-        f"the broker cannot be reached ({type(exc).__name__})", code="broker-unreachable", stage="broker"
+        f"the broker does not countersign ({why}): does it serve, with the extra `training`?",
+        code="broker-unreachable",
+        stage="broker",
     )

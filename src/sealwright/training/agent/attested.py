@@ -8,23 +8,22 @@ from __future__ import annotations
 import hmac
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from sealwright.appraisal.evidence import appraise_evidence
 from sealwright.crypto.hpke import HpkePublicKey, Kem
-from sealwright.crypto.statement import ed25519
 from sealwright.enclave.clock import EnclaveClock
 from sealwright.errors import VerificationError
 from sealwright.protocol.keyset import Keyset
-from sealwright.protocol.lease import SKEW, BrokerKeys, verify_broker_keys
+from sealwright.protocol.lease import SKEW, verify_broker_keys
 from sealwright.protocol.report_data import Purpose, report_data
 from sealwright.protocol.worker import MAX_WORKER_EVIDENCE, Appraise, WorkerEvidence, appraise_worker
-from sealwright.training.agent.broker import TrainingBroker
 from sealwright.training.agent.config import Role, TrainingConfig
 from sealwright.training.agent.introduction import Introduction, Peer
 from sealwright.training.agent.worker import Shown
-from sealwright.training.checkpoint.attested import issued, verified_result
+from sealwright.training.broker import Enrolment, TrainingBroker
+from sealwright.training.checkpoint.attested import issued_at, verified_result
 from sealwright.training.secagg.enrol import refused
 
 RESULT_LIFE = timedelta(hours=1)  # of evidence, from the broker's result; as long as the broker enrols for
@@ -45,12 +44,31 @@ class Attestation:
     clock: EnclaveClock  # anchored by the broker's results: the host's clock decides nothing
     life: timedelta = RESULT_LIFE
     appraise: Appraise = appraise_evidence
-    shown: list[Shown] = field(default_factory=list)  # what was shown last
+    enrolled: list[Enrolment] = field(default_factory=list, repr=False)  # the last
 
     def attest(self) -> Shown:
-        """Quote for a fresh nonce of the broker, and have it appraised. Raises SealwrightError."""
+        """Quote for a fresh nonce of the broker, and have it appraised; the agent's clock follows. Raises SealwrightError."""
         sent = self.clock.elapsed()
-        nonce = self.broker.nonce()
+        enrolled = self.broker.enrol(self._evidence, self.kids, at=None)
+        self.clock.anchor(enrolled.issued, sent)
+        self.enrolled[:] = [enrolled]
+        return Shown(evidence=enrolled.evidence.encode(), result=enrolled.result)
+
+    @property
+    def enrolment(self) -> Enrolment:
+        """What the broker said last, its keys in force now.
+
+        Raises:
+            VerificationError: `not-enrolled`, `broker-keys-…`.
+        """
+        if not self.enrolled:
+            raise refused("this agent has not enrolled since it started", "not-enrolled", "broker")
+        last = self.enrolled[0]
+        roots = [address.root for address in self.config.brokers]
+        verify_broker_keys(last.broker_keys_envelope, roots, at=self.clock.now())
+        return last
+
+    def _evidence(self, nonce: bytes) -> WorkerEvidence:
         run_spec = self.config.spec().digest()
         bare = WorkerEvidence(
             evidence={}, nonce=nonce, config=self.config_bytes, keyset=self.keyset.encode(), run_spec=run_spec
@@ -62,25 +80,7 @@ class Attestation:
             keyset_digest=self.keyset.digest(),
             run_spec_digest=run_spec,
         )
-        evidence = bare.model_copy(update={"evidence": self.quote(bound)})
-        result, keys = self.broker.enrol(evidence, self.kids)
-        self._anchor(result, keys, evidence, sent)
-        self.shown[:] = [Shown(evidence=evidence.encode(), result=result)]
-        return self.shown[0]
-
-    def broker_keys(self, at: datetime) -> tuple[BrokerKeys, bytes]:
-        """Return the broker's keys, proved to be of a root in the config and in force, and their envelope."""
-        envelope = self.broker.keys()
-        roots = [address.root for address in self.config.brokers]
-        return verify_broker_keys(envelope, roots, at=at), envelope
-
-    def _anchor(self, result: str, envelope: bytes, evidence: WorkerEvidence, sent: float) -> None:
-        """Take the time of the broker's own result; only what is genuine and ours moves the clock."""
-        roots = [ed25519(address.root) for address in self.config.brokers]
-        keys = BrokerKeys.verify(envelope, roots, stage="broker")
-        at = datetime.fromtimestamp(issued(verified_result(result.encode(), evidence, keys)), UTC)
-        verify_broker_keys(envelope, [address.root for address in self.config.brokers], at=at)
-        self.clock.anchor(at, sent)
+        return bare.model_copy(update={"evidence": self.quote(bound)})
 
     def judge(self, said: Introduction) -> Peer:
         """As `Judge` says.
@@ -93,9 +93,7 @@ class Attestation:
         if not hmac.compare_digest(evidence.run_spec, config.spec().digest()):
             raise refused("the evidence is of another run", "peer-other-run", "evidence")
         now = self.clock.now()
-        keys, _ = self.broker_keys(now)
-        result = verified_result(said.result.encode(), evidence, keys)
-        at = datetime.fromtimestamp(issued(result), UTC)
+        at = issued_at(verified_result(said.result.encode(), evidence, self.enrolment.broker_keys))
         if at > now + SKEW or now >= at + self.life:
             raise refused("the broker's result is too old: attest again", "peer-expired", "result")
         appraise_worker(evidence, config.peers, appraise=self.appraise, at=at)

@@ -15,7 +15,7 @@ import numpy as np
 from sealwright.crypto.canonical import parse_json
 from sealwright.crypto.hpke import HpkePrivateKey
 from sealwright.enclave.clock import EnclaveClock
-from sealwright.enclave.http import HttpConnection
+from sealwright.enclave.http import Answer, HttpConnection
 from sealwright.enclave.keyset import EnclaveKeys
 from sealwright.enclave.notes import silence_libraries, to_stderr
 from sealwright.enclave.workload import Workload
@@ -24,11 +24,11 @@ from sealwright.protocol.enclave_config import MAX_CONFIG
 from sealwright.protocol.training_data import DataPolicy
 from sealwright.training.agent.aggregator import AggregatorAgent
 from sealwright.training.agent.attested import Attestation
-from sealwright.training.agent.broker import Http, TrainingBroker
 from sealwright.training.agent.config import AgentPayload, TrainingConfig
 from sealwright.training.agent.wire import AgentServer, Handler
 from sealwright.training.agent.worker import Agency, AgentKeys, WorkerAgent
-from sealwright.training.data import Loader, OpenShard, data_request, open_release, open_shard
+from sealwright.training.broker import Request, TrainingBroker
+from sealwright.training.data import Loader, OpenShard, data_request, open_shard
 from sealwright.training.federated import Layout, PlanTrainer, task_of
 from sealwright.training.rerun import Batch, own_code
 
@@ -57,7 +57,7 @@ def build(workload: Workload) -> Handler:
         config_bytes=workload.config,
         keyset=keys.keyset,
         quote=lambda bound: dict(parse_json(workload.quote(bound))),
-        broker=TrainingBroker(_over(workload, config)),
+        broker=TrainingBroker(_over(workload, config), config.brokers[0].root),
         kids=payload.kids,
         clock=EnclaveClock(),
     )
@@ -117,9 +117,7 @@ class Shards:
             keyset_digest=attestation.keyset.digest(),
             epoch=epoch,
         )
-        broker, _ = attestation.broker_keys(attestation.clock.now())
-        answer = attestation.broker.release(request.sign(keys.sign))
-        released = open_release(answer, request, broker=broker, tee=self._tee)
+        released = attestation.broker.release(request, keys.sign, self._tee, attestation.enrolment)
         self.grants.append(released.grant_envelope)
         if kid not in self._fds:
             raise VerificationError(f"the host did not hand over {kid}", code="shard-missing", stage="input")
@@ -142,16 +140,15 @@ def _aggregator(config: TrainingConfig, agency: Agency) -> AggregatorAgent:
     return AggregatorAgent(agency, Layout.of(tensors).flat(tensors).astype(np.float32))
 
 
-def _over(workload: Workload, config: TrainingConfig) -> Http:
+def _over(workload: Workload, config: TrainingConfig) -> Request:
     """Return requests to the first broker of the config, over what the platform connects."""
     url = config.brokers[0].url
 
-    def ask(method: str, path: str, body: bytes, kind: str) -> tuple[int, bytes]:
+    def ask(method: str, path: str, body: bytes) -> Answer:
         connection = HttpConnection(url, workload.connect)
         try:
-            answer = connection.request(method, path, body, {"content-type": kind})
+            return connection.request(method, path, body, {"content-type": "application/json"})
         finally:
             connection.close()
-        return answer.status, answer.body
 
     return ask

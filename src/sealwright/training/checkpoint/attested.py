@@ -92,7 +92,7 @@ class Attesting:
         check_digest(hashlib.sha256(raw).digest(), one.evidence, "evidence", "evidence")
         evidence = WorkerEvidence.parse(raw, limit=MAX_WORKER_EVIDENCE)
         ear = self._result(one.result, evidence, broker)
-        attested = datetime.fromtimestamp(issued(ear), UTC)
+        attested = issued_at(ear)
         appraisal = appraise_worker(
             evidence,
             self._trust.trust,
@@ -175,9 +175,9 @@ def _holds(said: dict[str, Any], wanted: dict[str, Any]) -> bool:
     return all(said.get(name) == value for name, value in wanted.items())
 
 
-def issued(ear: Ear) -> int:
-    """Return when the broker issued a result, seconds since 1970. Raises VerificationError: `ear-mismatch`."""
+def issued_at(ear: Ear) -> datetime:
+    """Return when the broker issued a result. Raises VerificationError: `ear-mismatch`."""
     issued = ear.claims.get("iat")
     if not isinstance(issued, int) or isinstance(issued, bool) or not 0 <= issued < 1 << 40:
         raise VerificationError("the result has no time of issue", code="ear-mismatch", stage="result")
-    return issued
+    return datetime.fromtimestamp(issued, UTC)
