@@ -200,6 +200,40 @@ def _sha256(one: Input) -> bytes:
     return whole.digest()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SealedBytes:
+    """An artefact of one file that was never on a disk: `NAME.sealed`, and `NAME.sealed.json`."""
+
+    ciphertext: bytes
+    envelope: bytes
+    manifest: Manifest
+
+
+def seal_bytes(path: str, raw: bytes, sealing: Sealing) -> SealedBytes:
+    """Seal bytes in memory, as an artefact of one file of this name. Raises ArtefactFormatError: as `seal_file`."""
+    artefact_id = sealing.artefact_id or sealing.random(ID_BYTES)
+    draft = Entry(path=path, length=len(raw), blake3=bytes(32))
+    layout = Layout(length=len(raw), segment_bytes=sealing.segment_bytes)
+    aead = StreamingAead(
+        sealing.dek,
+        sealing.manifest(artefact_id, [draft]).associated_data(draft, 0),
+        salt=sealing.random(SALT_BYTES),
+        prefix=sealing.random(PREFIX_BYTES),
+    )
+    out = bytearray(layout.sealed_length)
+    out[: len(aead.header)] = aead.header
+    plain, view = memoryview(raw), memoryview(out)
+    for index in range(layout.segments):
+        part = layout.segment(index)
+        target = view[part.sealed_offset : part.sealed_offset + part.sealed_length]
+        aead.encrypt_into(part, plain[part.offset : part.offset + part.length], target)
+    digests = Digests(sha256=sealing.sha256)
+    digests.update(plain)
+    manifest = sealing.manifest(artefact_id, [digests.entry(path, len(raw))])
+    envelope = Envelope.sign(PAYLOAD_TYPE, manifest.payload, sealing.signer).encode()
+    return SealedBytes(ciphertext=bytes(out), envelope=envelope, manifest=manifest)
+
+
 def seal_inputs(
     inputs: Sequence[Input],
     out: Path,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from sealwright.errors import UnavailableError
+from sealwright.errors import MessageFormatError, UnavailableError
 from sealwright.training.agent.wire import AgentRefusal, Call, Part, unwrapped
 
 Node = str
@@ -161,7 +161,7 @@ class Driver:
         model = self._own("open", {}, [opening])
         answers = self._ask({node: Call("train", {}, [opening, *model.parts]) for node in nodes}, dropped)
         trained = self._clock()
-        self._give("receive", answers, dropped)
+        self._receive(answers, dropped)
         survivors = self._own("survivors").part()
         signed = self._countersign.sign(bytes(survivors))
         self._own("signed", {}, [signed])
@@ -243,6 +243,14 @@ class Driver:
             try:
                 self._own(name, {"worker": self._workers[node]}, answer.parts)
             except AgentRefusal as error:
+                dropped[node] = error.code
+
+    def _receive(self, answers: Mapping[Node, Call], dropped: dict[Node, str]) -> None:
+        for node, answer in answers.items():
+            try:
+                said = {"worker": self._workers[node], "grants": answer.number("grants")}
+                self._own("receive", said, answer.parts)
+            except (AgentRefusal, MessageFormatError) as error:
                 dropped[node] = error.code
 
     def _unmask(self, node: Node, signed: bytes) -> Call:

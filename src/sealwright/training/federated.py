@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +102,7 @@ class PlanTrainer:
     clip: float
     max_weight: int
     rows_to_weight: int = 1  # so many rows count 1
+    granted: Callable[[], tuple[Sequence[bytes], Sequence[bytes]]] = lambda: ((), ())  # grants, policies
 
     def train(self, weights: Weights, round_number: int) -> Trained:
         """As `Trainer` says. Raises VerificationError: `trainer-unknown`, `trainer-code`."""
@@ -118,8 +119,11 @@ class PlanTrainer:
             change *= self.clip / largest
         rows = sum(len(next(iter(batch.values()))) for batch in kept)
         whole = {name: np.concatenate([batch[name] for batch in kept]) for name in kept[0]}
+        grants, policies = self.granted()
         return Trained(
             update=np.clip(change, -self.clip, self.clip),
             weight=max(1, min(self.max_weight, rows // self.rows_to_weight)),
             metrics=task.evaluate(self.plan, start, whole),
+            grants=grants,
+            policies=policies,
         )

@@ -14,7 +14,7 @@ from tests.training.secagg.support import Remembered, run_spec
 
 from sealwright.crypto.hpke import HpkePrivateKey, HpkePublicKey, Kem
 from sealwright.errors import VerificationError
-from sealwright.training.agent.aggregator import AggregatorAgent
+from sealwright.training.agent.aggregator import AggregatorAgent, NoRecords, RoundResult
 from sealwright.training.agent.introduction import Introduction, Peer
 from sealwright.training.agent.model import Weights
 from sealwright.training.agent.wire import Call, answered
@@ -129,6 +129,16 @@ class Stage:
         return self.keys[node].sign.public_key().public_bytes_raw()
 
 
+class Kept(NoRecords):
+    """Keeps results."""
+
+    def __init__(self, results: list[Any]) -> None:
+        self.results = results
+
+    def finished(self, result: RoundResult) -> None:
+        self.results.append(result)
+
+
 def make_keys() -> AgentKeys:
     return AgentKeys(
         sign=Ed25519PrivateKey.generate(), seal=HpkePrivateKey.generate(Kem.XWING), boot_id=os.urandom(16)
@@ -158,7 +168,7 @@ def make_stage(values: Sequence[float], *, weights: Sequence[int] | None = None,
     keys = {name: make_keys() for name in names}
     agents = {name: WorkerAgent(agency(spec, register, keys[name]), trainers[name]) for name in names}
     aggregator = AggregatorAgent(
-        agency(spec, register, make_keys()), np.zeros(5, dtype=np.float32), finished=results.append
+        agency(spec, register, make_keys()), np.zeros(5, dtype=np.float32), records=Kept(results)
     )
     transport = Hooked(agents)
     driver = Driver(

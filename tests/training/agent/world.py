@@ -210,12 +210,14 @@ class World:
         }
         return TrainingConfig.from_json(said | changes)
 
-    def workload(self, role: str, names: Sequence[str] = (), **changes: Any) -> FakeWorkload:
+    def workload(
+        self, role: str, names: Sequence[str] = (), kids: Sequence[str] = (), **changes: Any
+    ) -> FakeWorkload:
         manifests = {name: b64url(read_manifest(self.folder / f"{name}.npz.sealed")) for name in names}
         payload = AgentPayload.from_json(
             {
                 "format": "sealwright-agent-payload/v1",
-                "kids": list(names) or [OWNERS[0]],
+                "kids": list(kids or names) or [OWNERS[0]],
                 "policies": [b64url(self.policies[name]) for name in names],
                 "manifests": manifests,
             }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -47,7 +47,45 @@ def add_mean(weights: Weights, mean: Weights, _contributors: int) -> Weights:
     return weights + mean
 
 
-Finished = Callable[[RoundResult], None]
+class Records(Protocol):
+    """What an aggregator remembers of its rounds, for checkpoints."""
+
+    def admitted(self, said: Introduction, worker: bytes) -> None:
+        """Remember a worker's evidence."""
+        ...
+
+    def brought(
+        self, worker: bytes, round_number: int, grants: Sequence[bytes], policies: Sequence[bytes]
+    ) -> None:
+        """Take what a worker trained on. Raises SealwrightError: not granted to it, for this round."""
+        ...
+
+    def finished(self, result: RoundResult) -> None:
+        """Take the result of a round."""
+        ...
+
+    def checkpoint(self, call: Call) -> Call:
+        """Return a checkpoint of what stands now."""
+        ...
+
+
+class NoRecords:
+    """For aggregators that write no checkpoints."""
+
+    def admitted(self, said: Introduction, worker: bytes) -> None:
+        """Remember nothing."""
+
+    def brought(
+        self, worker: bytes, round_number: int, grants: Sequence[bytes], policies: Sequence[bytes]
+    ) -> None:
+        """Take nothing."""
+
+    def finished(self, result: RoundResult) -> None:
+        """Keep nothing."""
+
+    def checkpoint(self, call: Call) -> Call:
+        """Refuse. Raises MessageFormatError: `malformed-call`."""
+        raise malformed("this aggregator writes no checkpoints")
 
 
 @dataclass(slots=True)
@@ -70,13 +108,13 @@ class AggregatorAgent:
         weights: Weights,
         *,
         rule: Rule = add_mean,
-        finished: Finished = lambda _: None,
+        records: Records | None = None,
     ) -> None:
-        """Args: weights: to begin with. finished: told each round's result, inside."""
+        """Args: weights: to begin with. records: told each round's result, inside."""
         if weights.shape != (agency.parameters,):
             raise ValueError("weights and run specification are of different lengths")
         self._agency, self._weights = agency, weights.astype(np.float32)
-        self._rule, self._finished = rule, finished
+        self._rule, self._records = rule, records or NoRecords()
         self._workers: dict[bytes, tuple[Enrolment, Peer]] = {}
         self._nonces: dict[bytes, bytes] = {}
         self._open: _Open | None = None
@@ -92,6 +130,7 @@ class AggregatorAgent:
             "unmask": self._unmask,
             "hello": self._hello,
             "finish": self._finish,
+            "checkpoint": self._records.checkpoint,
         }
 
     def handle(self, call: Call) -> Call:
@@ -120,6 +159,7 @@ class AggregatorAgent:
             self._workers[enrolment.worker] = enrolment, peer
             if before is None or before[0] != enrolment:
                 self._nonces[enrolment.worker] = enrolment.nonce
+            self._records.admitted(said, enrolment.worker)
             admitted.append(enrolment.worker.hex())
         return Call("ok", {"workers": admitted, "refused": refusals})
 
@@ -151,9 +191,12 @@ class AggregatorAgent:
 
     def _receive(self, call: Call) -> Call:
         now, agency = self._under_way(), self._agency
-        if len(call.parts) != 2:
-            raise malformed("a masked update is two parts")
+        count = call.number("grants")
+        if len(call.parts) < 2 + count:
+            raise malformed("a masked update is two parts, then grants and policies")
         worker = _worker(call.text("worker"))
+        grants, policies = call.parts[2 : 2 + count], call.parts[2 + count :]
+        self._records.brought(worker, now.roster.round, list(map(bytes, grants)), list(map(bytes, policies)))
         masked = open_update(
             bytes(call.parts[0]),
             bytes(call.parts[1]),
@@ -217,7 +260,7 @@ class AggregatorAgent:
             survivors=now.signed,
         )
         self._open = None
-        self._finished(result)
+        self._records.finished(result)
         suspects = {str(place): why for place, why in now.coordinator.suspects.items()}
         return Call("ok", {**_shown(result), "suspects": suspects})
 

@@ -24,6 +24,7 @@ from sealwright.protocol.enclave_config import MAX_CONFIG
 from sealwright.protocol.training_data import DataPolicy
 from sealwright.training.agent.aggregator import AggregatorAgent
 from sealwright.training.agent.attested import Attestation
+from sealwright.training.agent.checkpoints import Checkpoints
 from sealwright.training.agent.config import AgentPayload, TrainingConfig
 from sealwright.training.agent.wire import AgentServer, Handler
 from sealwright.training.agent.worker import Agency, AgentKeys, WorkerAgent
@@ -71,7 +72,7 @@ def build(workload: Workload) -> Handler:
         threads=config.threads,
     )
     if config.role == "aggregator":
-        return _aggregator(config, agency)
+        return _aggregator(config, agency, attestation)
     shards = Shards(workload, payload, attestation, keys.releases, agency)
     return WorkerAgent(agency, _trainer(config, agency, shards))
 
@@ -89,6 +90,7 @@ class Shards:
     ) -> None:
         self._fds, self._payload, self._attestation = workload.extra_fds, payload, attestation
         self._tee, self._agency = tee, agency
+        self.policies = payload.policies
         self.grants: list[bytes] = []  # DSSE, of the epoch opened last
 
     def batches(self, epoch: int) -> Iterator[Batch]:
@@ -132,12 +134,15 @@ def _trainer(config: TrainingConfig, agency: Agency, shards: Shards) -> PlanTrai
         batches=shards.batches,
         clip=float(agency.spec.clip_value),
         max_weight=agency.spec.max_weight,
+        granted=lambda: (shards.grants, shards.policies),
     )
 
 
-def _aggregator(config: TrainingConfig, agency: Agency) -> AggregatorAgent:
+def _aggregator(config: TrainingConfig, agency: Agency, attestation: Attestation) -> AggregatorAgent:
     tensors = task_of(config.plan).initial(config.plan)
-    return AggregatorAgent(agency, Layout.of(tensors).flat(tensors).astype(np.float32))
+    layout = Layout.of(tensors)
+    records = Checkpoints(config.plan, layout, agency, lambda: attestation.enrolment)
+    return AggregatorAgent(agency, layout.flat(tensors).astype(np.float32), records=records)
 
 
 def _over(workload: Workload, config: TrainingConfig) -> Request:

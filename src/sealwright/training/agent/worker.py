@@ -33,6 +33,8 @@ class Trained:
     metrics: Mapping[str, float] = field(
         default_factory=dict
     )  # summed like weights: nobody sees one worker's
+    grants: Sequence[bytes] = ()  # of the broker (DSSE), for the data that it was trained on
+    policies: Sequence[bytes] = ()  # of the data's owners (DSSE), that these grants name
 
 
 class Trainer(Protocol):
@@ -190,7 +192,8 @@ class WorkerAgent:
         masked = worker.mask(opening, vector, trained.weight, threads=agency.threads)
         run, own = agency.spec.digest(), worker.enrolment.worker
         sealed = seal_update(masked, aggregator.seal_to, run_spec=run, round_number=roster.round, worker=own)
-        return Call("ok", {"worker": own.hex()}, sealed)
+        said = {"worker": own.hex(), "grants": len(trained.grants)}
+        return Call("ok", said, [*sealed, *trained.grants, *trained.policies])
 
     def _unmask(self, call: Call) -> Call:
         places = call.said.get("places")

@@ -9,7 +9,6 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -27,11 +26,12 @@ from sealwright.protocol.checkpoint import (
     WorkerEntry,
 )
 from sealwright.protocol.plan import Plan
-from sealwright.sealing import seal_file
-from sealwright.sealing.memory import MemfdSink
+from sealwright.sealing import Sealing
 from sealwright.sealing.model_signing import sign_model
+from sealwright.sealing.seal import seal_bytes
 from sealwright.training.checkpoint.environment import Environment
 from sealwright.training.checkpoint.folder import (
+    MANIFEST,
     MODEL_SIGNATURE,
     SEALED,
     STATEMENT,
@@ -73,6 +73,26 @@ class Draft:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """A checkpoint in memory: nothing of it is secret, so it may leave the TEE as it is."""
+
+    version: int
+    statement: CheckpointStatement
+    envelope: bytes  # DSSE
+    files: Mapping[str, bytes]  # of the version's folder, by name
+    sidecars: Mapping[bytes, bytes]  # plan and environment, by digest
+
+    def write(self, folder: CheckpointFolder) -> Written:
+        """Write it as the next version in `folder`. Raises UnavailableError: `version-exists`, `output-failed`."""
+        for digest, raw in self.sidecars.items():
+            folder.put_sidecar(digest, raw)
+        with folder.adding(self.version) as staged:
+            for name, raw in self.files.items():
+                put_file(staged / name, raw)
+        return Written(statement=self.statement, envelope=self.envelope)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
     """A checkpoint as it stands in its folder. Its proof of logging comes next: `CheckpointFolder.put_proof`."""
 
@@ -92,48 +112,42 @@ def write_checkpoint(
         dek: 32 bytes, held by the broker under `kid`.
 
     Raises:
-        ArtefactFormatError: `malformed-safetensors`. UnavailableError: `version-exists`, `output-failed`, `no-memfd`.
+        ArtefactFormatError: `malformed-safetensors`. UnavailableError: `version-exists`, `output-failed`.
+    """
+    return make_checkpoint(tensors, draft, keys=keys, dek=dek, kid=kid).write(folder)
+
+
+def make_checkpoint(tensors: Tensors, draft: Draft, *, keys: CheckpointKeys, dek: bytes, kid: str) -> Made:
+    """Return sealed and signed weights, made in memory: what an agent without a disk hands out.
+
+    Raises:
+        ArtefactFormatError: `malformed-safetensors`.
     """
     raw = encode_safetensors(tensors)
     weights = hashlib.sha256(raw).digest()
     version = 1 if draft.parent is None else draft.parent.predicate.version + 1
-    folder.put_sidecar(draft.plan.digest(), draft.plan.encode())
-    folder.put_sidecar(draft.environment.digest(), draft.environment.encode())
-    with folder.adding(version) as staged:
-        signature = sign_model(f"{draft.plan.run}-{version}", {MODEL_FILE: weights}, keys.model)
-        put_file(staged / MODEL_SIGNATURE, signature)
-        manifest = _seal(raw, staged, dek=dek, kid=kid, keys=keys, draft=draft, version=version)
-        statement = _statement(draft, version, weights, Artefact(kid=kid, manifest_digest=manifest), keys)
-        envelope = statement.sign(keys.receipt)
-        put_file(staged / STATEMENT, envelope)
-    return Written(statement=statement, envelope=envelope)
-
-
-def _seal(
-    raw: bytes, staged: Path, *, dek: bytes, kid: str, keys: CheckpointKeys, draft: Draft, version: int
-) -> bytes:
-    """Return the manifest's digest. The sealer takes a path: it gets one that leads into memory."""
-    memory = MemfdSink()
-    link = staged / MODEL_FILE
-    try:
-        memory.start(len(raw))
-        memory.write(0, memoryview(raw))
-        memory.commit()
-        link.symlink_to(f"/proc/self/fd/{memory.fd}")
-        manifest = seal_file(
-            link,
-            staged / SEALED,
-            dek=dek,
-            kid=kid,
-            signer=keys.receipt,
-            version=version,
-            artefact_id=draft.lineage,
-            sha256=True,
-        )
-    finally:
-        link.unlink(missing_ok=True)
-        memory.abort()
-    return manifest.manifest_digest
+    sealing = Sealing(
+        dek=dek, kid=kid, signer=keys.receipt, version=version, artefact_id=draft.lineage, sha256=True
+    )
+    sealed = seal_bytes(MODEL_FILE, raw, sealing)
+    artefact = Artefact(kid=kid, manifest_digest=sealed.manifest.manifest_digest)
+    statement = _statement(draft, version, weights, artefact, keys)
+    envelope = statement.sign(keys.receipt)
+    return Made(
+        version=version,
+        statement=statement,
+        envelope=envelope,
+        files={
+            MODEL_SIGNATURE: sign_model(f"{draft.plan.run}-{version}", {MODEL_FILE: weights}, keys.model),
+            SEALED: sealed.ciphertext,
+            MANIFEST: sealed.envelope,
+            STATEMENT: envelope,
+        },
+        sidecars={
+            draft.plan.digest(): draft.plan.encode(),
+            draft.environment.digest(): draft.environment.encode(),
+        },
+    )
 
 
 def _statement(
