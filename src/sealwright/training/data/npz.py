@@ -49,7 +49,7 @@ def _array(view: memoryview, info: zipfile.ZipInfo) -> NDArray[Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             shape, fortran, dtype = read(reader, max_header_size=_MAX_NPY_HEADER)
-    except Exception as exc:  # numpy reads Python's own syntax: tokenizer, parser and all
+    except Exception as exc:  # noqa: BLE001 - numpy reads Python text: tokenizer, parser and their errors
         raise malformed(f"no array ({type(exc).__name__})") from None
     count = 1
     for length in shape:
