@@ -137,7 +137,7 @@ async def test_a_stream_that_ends_after_its_lease_has_a_receipt_that_verifies() 
     held: Any = SimpleNamespace(
         issuer=issuer, config=config, clock=clock, grant=grant, answering=contextlib.nullcontext
     )
-    entry = SimpleNamespace(kid="k", manifest_digest=bytes(32), model="m")
+    entry = SimpleNamespace(kid="k", manifest_digest=bytes(32), model="m", checkpoint=None)
     model: Any = SimpleNamespace(entry=entry, engine=_Engine(clock))
     service = ChatService(held, {("test", "m"): model}, note=lambda *_, **__: None)
     body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "x"}]}

@@ -31,7 +31,8 @@ def test_a_lease_ends_whatever_the_wall_clock_says(monkeypatch: pytest.MonkeyPat
     started, moved = boottime(), [0.0]
     clock = EnclaveClock(lambda: started + moved[0])
     lease = TenantLease("hospital", random=lambda: 0.5)
-    terms: Any = SimpleNamespace(not_before=issued, not_after=issued + timedelta(seconds=30))
+    until = issued + timedelta(seconds=30)
+    terms: Any = SimpleNamespace(not_before=issued, not_after=until, grace_s=None)
     lease.granted(SimpleNamespace(lease=terms, sent=started))  # type: ignore[arg-type]
     clock.anchor(issued, sent=started)
     # The host turns its clock back, by a year and then to the epoch, while time goes on.
