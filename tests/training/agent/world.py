@@ -128,7 +128,8 @@ class World:
 
     def _shard(self, name: str, seed: int) -> Shard:
         self.running.admin.create_key(TENANT, name, "data", self.peers.encode())
-        np.savez(self.folder / f"{name}.npz", **rows(seed))
+        columns: dict[str, Any] = rows(seed)
+        np.savez(self.folder / f"{name}.npz", **columns)
         return seal_shard(
             self.folder / f"{name}.npz",
             self.folder / f"{name}.npz.sealed",
