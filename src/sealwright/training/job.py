@@ -95,11 +95,11 @@ def http_call(url: str) -> Callable[[Call], Call]:
     """Return what calls the countersigner of a broker. It is believed by its signatures, not by where it is."""
     import httpx2
 
-    client = httpx2.Client(base_url=url, timeout=60, trust_env=False)
-
     def call(asked: Call) -> Call:
         try:
-            answer = client.post(f"{TRAINING_PATH}/countersign", content=asked.encode())
+            answer = httpx2.post(
+                f"{url}{TRAINING_PATH}/countersign", content=asked.encode(), timeout=60, trust_env=False
+            )
         except httpx2.HTTPError as exc:
             raise _unreachable(type(exc).__name__) from exc
         if answer.status_code != 200:
