@@ -37,6 +37,7 @@ COMMANDS = {
     "broker": Entry("broker", "app", "Appraise enclaves, hold keys and release them."),
     "drill": Entry("drill", "drill", "Make faults on purpose, and show that a broker holds them."),
     "enclave": Entry("enclave", "app", "Serve a sealed model inside an attested enclave."),
+    "train": Entry("train", "app", "Agents and checkpoints of training between organisations."),
     "image": Entry("image", "app", "Build images, and say what they measure to."),
     "tpm": Entry("tpm", "app", "Enrol TPMs: vouch for attestation keys that were proved to stand in them."),
     "connect": Entry("connect", "command", "Offer an attested model as a local OpenAI endpoint."),

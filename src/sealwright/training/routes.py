@@ -23,6 +23,7 @@ from sealwright.broker.core import Core, changed, present
 from sealwright.broker.http import read_body
 from sealwright.broker.rows import Changes
 from sealwright.broker.state import View
+from sealwright.crypto.canonical import parse_json
 from sealwright.crypto.document import Bytes, Document
 from sealwright.crypto.encoding import b64url
 from sealwright.protocol.training_data import TRAINING_PATH
@@ -130,7 +131,8 @@ def training_routes(core: Core) -> list[BaseRoute]:
 
     async def register(request: Request) -> object:
         raw = await read_body(request, _MAX_RUN)
-        return {"run": (await run_in_threadpool(runs.register, raw)).hex()}
+        spec = RunSpec.from_json(parse_json(raw, limit=_MAX_RUN))
+        return {"run": (await run_in_threadpool(runs.register, spec.encode())).hex()}
 
     async def countersigner(_: Request) -> object:
         return {"key": b64url(runs.key.public_key().public_bytes_raw())}

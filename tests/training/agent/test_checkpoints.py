@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.enclave.support import TENANT
 from tests.training.agent.world import OWNERS, World
 
+from sealwright.cli import main
 from sealwright.crypto.encoding import b64url
 from sealwright.enclave.http import Answer
 from sealwright.errors import SealwrightError
@@ -110,6 +111,41 @@ def test_the_chain_of_a_run_holds_down_to_the_owners_policies(stage: Stage, tmp_
     open_to_file(stage.folder.artefact(2), manifest, stage.world._dek(KID), tmp_path / "weights")
     weights = decode_safetensors((tmp_path / "weights").read_bytes())["weights"]
     assert np.allclose(weights.ravel(), stage.aggregator._weights, atol=1e-6)
+
+
+def test_the_command_line(stage: Stage, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stage.driver.round()
+    stage.save()
+    trust = tmp_path / "trust.json"
+    trust.write_bytes(stage.trust().encode())
+    verify = ["train", "verify", str(stage.folder.root), "--trust", str(trust)]
+    assert main(verify) == 0
+    shown = capsys.readouterr().out
+    assert "1 versions, each proved" in shown
+    assert all(f"{name} of {TENANT}" in shown for name in OWNERS)
+    assert main([*verify, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["newest"], said["confidential"], len(said["policies"])) == (1, False, len(OWNERS))
+    assert main([*verify, "--at", "2020-01-01T00:00:00Z"]) == 12
+    host, port = stage.world.peer
+    broker = [
+        "--broker",
+        f"http://{host}:{port}",
+        "--token-file",
+        str(stage.world.folder / "broker/admin-token"),
+    ]
+    capsys.readouterr()
+    assert main(["train", "countersigner", *broker]) == 0
+    assert capsys.readouterr().out.strip() == b64url(stage.world.spec.countersigner)
+    (tmp_path / "spec").write_bytes(stage.world.spec.encode())
+    assert main(["train", "register", str(tmp_path / "spec"), *broker, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"run": stage.world.spec.digest().hex()}
+    (tmp_path / "config").write_bytes(stage.world.config("worker").encode())
+    assert main(["train", "measure", str(tmp_path / "config"), "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)
+    assert measured["config_digest"] == stage.world.config("worker").digest().hex()
+    assert main(["train", "agent", str(tmp_path / "spec"), "--listen", str(tmp_path / "s")]) == 65
+    assert main(["train", "agent", str(tmp_path / "config"), "--listen", "s", "--shard", "no"]) == 2
 
 
 def test_what_was_changed_is_refused(stage: Stage, tmp_path: Path) -> None:

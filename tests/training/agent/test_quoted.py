@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -113,7 +114,8 @@ def test_measured_agents_train(world: Measured, tmp_path: Path) -> None:
             assert running.measurement.register0 == world.code
             return stack.enter_context(AgentClient(path, timeout_s=60))
 
-        clients = {name: start(name, "worker", [name]) for name in NAMES}
+        clients = {name: start(name, "worker", [name]) for name in NAMES[1:]}
+        clients[NAMES[0]] = stack.enter_context(by_command(stack, world, tmp_path))
         aggregator = start("aggregator", "aggregator", [NAMES[0]])
         host, port = world.peer
         driver = Driver(
@@ -127,3 +129,23 @@ def test_measured_agents_train(world: Measured, tmp_path: Path) -> None:
         assert rounds[1].metrics["loss"] < rounds[0].metrics["loss"]
         answer = clients[NAMES[0]].call(Call("no such call"))
         assert (answer.name, answer.said["code"]) == ("refused", "malformed-call")
+
+
+def by_command(stack: ExitStack, world: Measured, folder: Path) -> AgentClient:
+    """Start the first worker as a person does: `sealwright train agent`."""
+    name, path = NAMES[0], folder / "first.sock"
+    (folder / "config").write_bytes(world.config("worker").encode())
+    (folder / "policy").write_bytes(world.policies[name])
+    command = [
+        *(sys.executable, "-m", "sealwright.cli", "train", "agent", str(folder / "config")),
+        *("--listen", str(path), "--shard", f"{name}={world.folder / f'{name}.npz.sealed'}"),
+        *("--policy", str(folder / "policy"), "--state", str(world.state), "--allow-swap"),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    stack.callback(process.wait, 20)
+    stack.callback(process.terminate)
+    assert process.stdout is not None
+    stack.callback(process.stdout.close)
+    assert process.stdout.readline().split() == ["serving", str(path)]
+    assert process.stdout.readline().split() == ["code", world.code.hex()]
+    return AgentClient(path, timeout_s=60)
