@@ -246,7 +246,9 @@ def test_a_witness_refuses_other_logs_other_keys_and_old_sizes_beyond(
     mine = AddCheckpoint.parse(site.asked[-1])
     unsigned = mine.note.replace(b"\n\n", b"\n\n\xe2\x80\x94 x AAAAAAAA\n")
     assert b"AAAAAAAA" in unsigned
-    bent = AddCheckpoint(old_size=0, proof=(), note=mine.note.replace(b"+", b"/", 1))
+    at = len(mine.note) - 30  # within the signature
+    flipped = b"A" if mine.note[at : at + 1] != b"A" else b"B"
+    bent = AddCheckpoint(old_size=0, proof=(), note=mine.note[:at] + flipped + mine.note[at + 1 :])
     assert client.post("/add-checkpoint", content=bent.encode()).status_code in (400, 403, 404)
     beyond = AddCheckpoint(old_size=1 << 20, proof=(), note=mine.note)
     assert client.post("/add-checkpoint", content=beyond.encode()).status_code == 400

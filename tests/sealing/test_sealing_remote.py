@@ -156,7 +156,9 @@ def test_the_command_line(
     key = ["--owner-key", "owner.pem", "--dek-file", "dek"]
     assert main(["seal", "model", *key]) == 0
     assert main(["seal", "model/big.gguf", *key, "--out", "."]) == 0
-    client = boto3.client("s3", endpoint_url=s3["endpoint"], region_name=s3["region"])
+    # Not boto3's default session: it may hold other tests' credentials.
+    session = boto3.session.Session(aws_access_key_id=NAME, aws_secret_access_key=SECRET)
+    client = session.client("s3", endpoint_url=s3["endpoint"], region_name=s3["region"])
     for path in [*Path("model.sealed").iterdir(), *Path().glob("big.gguf.sealed*")]:
         client.upload_file(str(path), bucket, f"cli/{path}")
     store = ["--store", f"endpoint={s3['endpoint']}", "--store", "region=us-east-1"]
