@@ -44,7 +44,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 import numpy as np
 
-client, server = ClientApp(), ServerApp()
+client = ClientApp()
+server = ServerApp()
 
 
 def back(message, context):
