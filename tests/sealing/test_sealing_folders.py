@@ -183,6 +183,24 @@ def test_links_and_special_files_are_refused(tmp_path: Path) -> None:
     assert refused(lambda f: (f / "a").unlink()) == "no-files"
 
 
+@pytest.mark.parametrize("above", [False, True], ids=["the file", "a folder above it"])
+def test_what_takes_a_files_place_after_the_folder_was_read_is_refused(above: bool, tmp_path: Path) -> None:
+    """Somebody who can write into the folder would have the owner seal, or publish, what they cannot read."""
+    secret = write_tree(tmp_path / "secret", {"merges.txt": b"s" * len(TREE["tokenizer/merges.txt"])})
+    source = write_tree(tmp_path / "model", TREE)
+    found = {one.path: one for one in tree.files_of(source)}
+    if above:
+        (source / "tokenizer").rename(tmp_path / "away")
+        (source / "tokenizer").symlink_to(secret)
+    else:
+        (source / "tokenizer/merges.txt").unlink()
+        (source / "tokenizer/merges.txt").symlink_to(secret / "merges.txt")
+    with pytest.raises(UnavailableError) as caught:
+        found["tokenizer/merges.txt"].open()
+    assert caught.value.code == "input-changed"
+    found["config.json"].open().close()
+
+
 def test_too_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tree, "MAX_FILES", 2)
     with pytest.raises(UnavailableError) as caught:

@@ -105,6 +105,11 @@ class FileReader:
         now = os.fstat(self.fd)
         return (now.st_size, now.st_mtime_ns) != (self._status.st_size, self._status.st_mtime_ns)
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """Device and inode: which file it is, whatever its name leads to now."""
+        return self._status.st_dev, self._status.st_ino
+
     def stamp(self) -> str:
         """Return which file it is, and when it was written to (a hint: its clock is the host's)."""
         status = self._status

@@ -164,7 +164,7 @@ def seal_folder(
         UnavailableError: as `seal_file`; `not-a-plain-file`, `no-files`, `too-many-inputs`, `model-signature-exists`.
         SettingsError: `wrong-model-key`.
     """
-    inputs = [_file(path, file) for path, file in files_of(source)]
+    inputs = [Input(path=found.path, open=found.open) for found in files_of(source)]
     if model_key is not None:
         inputs = _signed(source.name, inputs, model_key)
         sealing = replace(sealing, sha256=True)

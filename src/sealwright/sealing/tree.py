@@ -4,15 +4,40 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from sealwright.errors import UnavailableError
-from sealwright.sealing.files import io_errors
+from sealwright.sealing.files import FileReader, io_errors
 from sealwright.sealing.manifest import MAX_FILES, check_path
 
 
-def files_of(folder: Path) -> list[tuple[str, Path]]:
-    """Return (path in the artefact, file) of all files below `folder`, sorted. Empty folders are left out.
+@dataclass(frozen=True, slots=True, order=True)
+class Found:
+    """One file of a folder, as it was when the folder was read."""
+
+    path: str  # in the artefact
+    file: Path
+    place: tuple[int, int]  # device and inode
+
+    def open(self) -> FileReader:
+        """Open this very file: a link or another file that has taken its place, or that of a folder above it, is refused.
+
+        Raises:
+            UnavailableError: `input-changed`, `input-unreadable`.
+        """
+        reader = FileReader(self.file)
+        if reader.place != self.place:
+            reader.close()
+            raise UnavailableError(
+                f"another file has taken the place of {self.path}: seal anew with --restart",
+                code="input-changed",
+            )
+        return reader
+
+
+def files_of(folder: Path) -> list[Found]:
+    """Return all files below `folder`, sorted. Empty folders are left out.
 
     Raises:
         UnavailableError: `not-a-plain-file`: a link or a special file; `no-files`, `too-many-inputs`.
@@ -24,7 +49,7 @@ def files_of(folder: Path) -> list[tuple[str, Path]]:
     return found
 
 
-def _walk(folder: Path, prefix: str, seen: list[int] | None = None) -> Iterator[tuple[str, Path]]:
+def _walk(folder: Path, prefix: str, seen: list[int] | None = None) -> Iterator[Found]:
     seen = [0] if seen is None else seen
     with (
         io_errors("input-unreadable", f"cannot read the folder {folder.name}"),
@@ -44,7 +69,8 @@ def _walk(folder: Path, prefix: str, seen: list[int] | None = None) -> Iterator[
                     code="too-many-inputs",
                     stage="input",
                 )
-            yield name, path
+            status = entry.stat(follow_symlinks=False)
+            yield Found(name, path, (status.st_dev, status.st_ino))
         else:
             raise UnavailableError(
                 f"{name} is a link or a special file: put a plain file there, or leave it out",

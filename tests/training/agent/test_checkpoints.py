@@ -227,3 +227,19 @@ def test_a_grant_of_another_worker_drops_who_shows_it(stage: Stage) -> None:
 
     transport.exchange = swapped
     assert dict(stage.driver.round().dropped) == {"west": "grant-mismatch"}
+
+
+def test_an_update_in_the_name_of_nobody_is_refused(stage: Stage) -> None:
+    driver: Any = stage.driver
+    asked: list[Call] = []
+    inner = driver._aggregator
+
+    def also_for_nobody(call: Call) -> Call:
+        if call.name == "receive" and not asked:
+            asked.append(inner(Call("receive", {**call.said, "worker": "00" * 32}, call.parts)))
+        return inner(call)
+
+    driver._aggregator = also_for_nobody
+    assert driver.round().contributors == len(OWNERS)
+    (answer,) = asked
+    assert (answer.name, answer.said["code"]) == ("refused", "peer-unverified")

@@ -74,7 +74,10 @@ class Checkpoints:
         self, worker: bytes, round_number: int, grants: Sequence[bytes], policies: Sequence[bytes]
     ) -> None:
         """As `Records` says. Raises VerificationError: `grant-mismatch`, and what grants raise."""
-        known, release = self._known[worker], ed25519(self._enrolment().broker_keys.release_key)
+        known = self._known.get(worker)
+        if known is None:
+            raise refused("an update of a worker that was not admitted", "peer-unverified", "masked")
+        release = ed25519(self._enrolment().broker_keys.release_key)
         owners = {DataPolicy.unverified(raw).digest(): raw for raw in policies}
         for raw in grants:
             grant = DataGrant.verify(raw, [release], stage="grant")
